@@ -1,0 +1,48 @@
+# Everything runs in .venv, which the first target makes from requirements-lock.txt.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+JOBS ?= 2
+BIN := .venv/bin
+READY := .venv/.ready
+NBVAL := --nbval --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=120
+
+.DEFAULT_GOAL := help
+.PHONY: book test notebooks address format lock clean help
+
+book: $(READY)  ## Build the book into _build/html; a warning is an error
+	$(BIN)/jupyter-book build . -W --keep-going
+
+test: $(READY)  ## Lint, check types, test dpo_core with its docstrings, and re-run every notebook
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(NBVAL) tests dpo_core notebooks
+
+notebooks: $(READY)  ## Run every notebook and store its outputs, which the book shows and the tests compare
+	OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+address: $(READY)  ## Write the repository's address everywhere: make address URL=https://github.com/OWNER/REPO
+	$(BIN)/python tools/address.py "$(URL)"
+
+format: $(READY)  ## Sort imports, mend what ruff can mend, and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## Write requirements-lock.txt anew from the loose bounds
+	rm -rf _build/lock
+	$(PYTHON) -m venv _build/lock
+	_build/lock/bin/pip install --quiet torch==2.13.0 -r requirements.txt -e ".[course,dev]"
+	{ echo "# What make and CI install (Python 3.11), written by make lock; requirements.txt has the loose bounds."; \
+	  _build/lock/bin/pip freeze --exclude-editable | sed -e '/^nvidia-/d' -e '/^triton/d' -e 's/+.*//'; echo "-e ."; \
+	} > requirements-lock.txt
+
+clean:  ## Remove what was built, but not .venv
+	rm -rf _build .pytest_cache .ruff_cache .mypy_cache *.egg-info
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): requirements-lock.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements-lock.txt
+	touch $@

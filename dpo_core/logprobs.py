@@ -1,0 +1,117 @@
+"""How likely a model finds an answer: log pi(y|x), the sum of its tokens' log-probabilities.
+
+``sequence_logps`` is the textbook way, ``pair_logps`` the engine; both give the same numbers.
+
+Shapes: B pairs, T tokens of a row, C channels, V vocabulary, N answer tokens in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from dpo_core.data import EncodedPair, PreferenceBatch, by_length, collate
+from dpo_core.model import GPT
+
+__all__ = ["pair_logps", "reference_logps", "sequence_logps", "token_logps"]
+
+
+def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target token, in float32 whatever the logits are.
+
+    Args:
+        logits: (N, V).
+        targets: (N,) token ids.
+    Returns:
+        (N,) nats, at most 0.
+
+    >>> token_logps(torch.zeros(2, 4), torch.tensor([0, 3])).exp()
+    tensor([0.2500, 0.2500])
+    """
+    return -F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def sequence_logps(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
+    """Log-probability of the marked tokens of each row, given all that stands before them.
+
+    Args:
+        model: any GPT.
+        ids: (B, T) token ids, one sequence a row, padded on the right with anything.
+        mask: (B, T) 1 at the tokens that count (the answer and its end-of-text), else 0.
+    Returns:
+        (B,) nats.
+
+    >>> from dpo_core.model import GPTConfig
+    >>> model = GPT(GPTConfig(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    >>> sequence_logps(model, torch.tensor([[1, 2, 3]]), torch.tensor([[0, 1, 1]])).shape
+    torch.Size([1])
+    """
+    logits, targets = model(ids)[:, :-1], ids[:, 1:]  # the logits at t predict token t + 1
+    logps = token_logps(logits.flatten(0, 1), targets.flatten()).view(targets.shape)  # (B, T-1)
+    return (logps * mask[:, 1:]).sum(1)
+
+
+def pair_logps(model: GPT, batch: PreferenceBatch, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of both answers of each pair, with the prompt computed once and logits only for answers.
+
+    Args:
+        model: any GPT.
+        batch: as of ``collate``, on the model's device.
+        chunk: answer tokens whose logits exist at the same time; they are computed anew in the backward pass.
+    Returns:
+        (B,) of the chosen and (B,) of the rejected answers, nats.
+
+    >>> from dpo_core.data import EncodedPair, PreferencePair
+    >>> from dpo_core.model import GPTConfig
+    >>> model = GPT(GPTConfig(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    >>> batch = collate([EncodedPair([1, 2], [3, 10], [3, 10], PreferencePair("", "", ""))])
+    >>> chosen, rejected = pair_logps(model, batch)
+    >>> torch.allclose(chosen, rejected)
+    True
+    """
+    states = model.hidden(batch.ids, batch.positions, batch.mask()).flatten(0, 1)[batch.source]  # (N, C)
+
+    def answer_logps(states: Tensor, target: Tensor) -> Tensor:
+        return token_logps(model.logits(states), target)
+
+    parts = list(zip(states.split(chunk), batch.target.split(chunk)))
+    if len(parts) > 1 and torch.is_grad_enabled():
+        logps = torch.cat([checkpoint(answer_logps, *part, use_reentrant=False) for part in parts])
+    else:
+        logps = torch.cat([answer_logps(*part) for part in parts])  # (N,)
+    # A table, not index_add: on a GPU the order of index_add's sums, and so the last digit, is left to chance.
+    B, T = batch.ids.shape
+    table = logps.new_zeros(2 * B * T).scatter(0, batch.place, logps).view(2 * B, T)
+    chosen, rejected = table.sum(1).split(B)
+    return chosen, rejected
+
+
+@torch.no_grad()
+def reference_logps(model: GPT, encoded: Sequence[EncodedPair], batch_size: int = 8, progress: bool = False) -> Tensor:
+    """Log-probabilities of all pairs under a model that is not learning; computed once, they replace the model.
+
+    Args:
+        model: any GPT.
+        encoded: the pairs.
+        batch_size: pairs per forward pass.
+        progress: show a bar, if there is a terminal.
+    Returns:
+        (len(encoded), 2) nats on the CPU, chosen and rejected, in the order of ``encoded``.
+
+    >>> from dpo_core.data import PreferencePair
+    >>> from dpo_core.model import GPTConfig
+    >>> model = GPT(GPTConfig(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    >>> reference_logps(model, [EncodedPair([1, 2], [3, 10], [4, 10], PreferencePair("", "", ""))]).shape
+    torch.Size([1, 2])
+    """
+    out = torch.zeros(len(encoded), 2)
+    groups = by_length(encoded, range(len(encoded)), batch_size)
+    for indices in tqdm(groups, desc="log-probs", leave=False, disable=None if progress else True):
+        batch = collate([encoded[i] for i in indices]).to(model.device)
+        out[indices] = torch.stack(pair_logps(model, batch), dim=1).cpu()
+    return out

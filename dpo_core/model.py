@@ -1,0 +1,347 @@
+"""GPT in GPT-2's architecture, in one file.
+
+- Decoder-only transformer, pre-norm, learned positions, tanh-GELU, head tied to the token embedding
+  (Radford et al. 2019).
+- Module names are those of GPT-2's published checkpoints; the four weight matrices of a block are stored
+  there transposed (``Conv1D``), which ``_from_hf`` and ``_to_hf`` undo and redo.
+- Checkpoints are folders with ``config.json`` and ``model.safetensors``; no pickle is ever read.
+
+Shapes: B rows, T positions, C channels, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dpo_core.errors import InputError
+
+__all__ = ["GPT", "GPTConfig", "KVCache", "PUBLISHED"]
+
+PUBLISHED = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+
+# Stored as (in, out) by GPT-2's Conv1D and as (out, in) by nn.Linear.
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+# What our forward pass does; a config.json that asks for something else would load and compute other numbers.
+COMPUTED = {
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+}
+
+KVCache = list[tuple[Tensor, Tensor]]  # one (keys, values) per layer, each (B, H, T, C/H)
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT; the field names are those of GPT-2's ``config.json``.
+
+    >>> GPTConfig().n_embd
+    768
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024  # longest sequence
+    n_embd: int = 768  # C
+    n_layer: int = 12
+    n_head: int = 12  # H
+    dropout: float = 0.0  # DPO wants 0: noise in the log-ratio is noise in the reward
+    tokenizer: str = "gpt2"  # name for load_tokenizer
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise InputError(f"{name} must be a whole number above 0, not {size!r}")
+        if self.n_embd % self.n_head:
+            raise InputError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; causal unless a mask says otherwise."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Any]:
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, C/H)
+            for part in self.c_attn(x).split(C, dim=2)
+        )
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=self.dropout if self.training else 0.0
+        )
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.c_proj(y), self.dropout, self.training), (k, v)
+
+
+class MLP(nn.Module):
+    """Position-wise feed-forward: widen fourfold, GELU, narrow again."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """One transformer layer: attention and MLP, each behind a LayerNorm and added to the stream."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Any]:
+        attended, present = self.attn(self.ln_1(x), mask, past)
+        x = x + attended
+        return x + self.mlp(self.ln_2(x)), present
+
+
+class GPT(nn.Module):
+    """GPT-2: token and position embeddings, blocks, a final norm, and the embedding again as the head.
+
+    Args:
+        config: the shape of the model.
+
+    >>> model = GPT(GPTConfig(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2))
+    >>> model(torch.tensor([[1, 2, 3]])).shape
+    torch.Size([1, 3, 11])
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.apply(self._init)
+
+    def _init(self, module: nn.Module) -> None:
+        # GPT-2's initialisation: std 0.02, and less where 2 n_layer outputs are summed into the stream.
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, (Attention, MLP)):
+            nn.init.normal_(module.c_proj.weight, std=0.02 / (2 * self.config.n_layer) ** 0.5)
+
+    @property
+    def device(self) -> torch.device:
+        return self.wte.weight.device
+
+    def hidden(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """The states under the head, so that a caller can ask for logits only where they count.
+
+        Args:
+            ids: (B, T) token ids.
+            positions: (B, T) positions; counted on from the cache, or from 0, if not given.
+            mask: bool, broadcastable to (B, H, T, T_past + T), True where attention is allowed; causal if not given.
+            cache: keys and values of earlier positions, extended in place; an empty list starts one.
+        Returns:
+            (B, T, C) states; ``model.logits`` turns them into (B, T, V).
+        Raises:
+            InputError: a sequence is longer than the model has positions.
+        """
+        past_length = cache[0][0].shape[2] if cache else 0
+        if positions is None:
+            if past_length + ids.shape[1] > self.config.n_positions:
+                raise InputError(
+                    f"sequence of {past_length + ids.shape[1]} tokens, but the model has {self.config.n_positions}"
+                    " positions: shorten the text or set a lower max_length"
+                )
+            positions = torch.arange(past_length, past_length + ids.shape[1], device=ids.device)
+        if mask is None and past_length:
+            steps = torch.arange(past_length + ids.shape[1], device=ids.device)
+            mask = steps <= steps[past_length:, None]  # (T, T_past + T)
+        x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)  # (B, T, C)
+        for i, block in enumerate(self.h):
+            x, present = block(x, mask, cache[i] if cache and i < len(cache) else None)
+            if cache is not None:
+                cache[i : i + 1] = [present]
+        return self.ln_f(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) states to (..., V) logits: the dot product with every token's embedding."""
+        return F.linear(hidden, self.wte.weight)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T) token ids to (B, T, V) logits; the logits at t predict token t + 1."""
+        return self.logits(self.hidden(ids, mask=mask))
+
+    # Checkpoints
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> GPT:
+        """A model from the package (``pocket``), from the Hub (``gpt2`` ... ``gpt2-xl``) or from a folder.
+
+        Args:
+            name_or_path: one of those names, or a folder with ``config.json`` and ``model.safetensors``.
+        Returns:
+            The model in float32, on the CPU, in evaluation mode.
+        Raises:
+            InputError: unknown name, no network, a missing or damaged file, a wrong key or shape.
+
+        >>> GPT.from_pretrained("pocket").config.tokenizer
+        'pocket'
+        """
+        config_file, weights_file = _checkpoint_files(str(name_or_path))
+        config = _read_config(config_file)
+        try:
+            tensors = load_file(weights_file)
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{weights_file}: not a whole safetensors file ({error}); copy or download it again"
+            ) from error
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict(_from_hf(tensors, model.state_dict(), weights_file), assign=True)
+        return model.requires_grad_().eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` in Hugging Face layout, which transformers opens too.
+
+        Args:
+            folder: made if it is missing.
+
+        >>> import tempfile
+        >>> model = GPT(GPTConfig(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     bool((GPT.from_pretrained(folder).wte.weight == model.wte.weight).all())
+        True
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.config
+        eos = config.vocab_size - 1
+        described = {
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadModel"],
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": 1e-5,
+            "tie_word_embeddings": True,
+            "bos_token_id": eos,
+            "eos_token_id": eos,
+            **{f"{part}_pdrop": config.dropout for part in ("attn", "embd", "resid")},
+            **{key: value for key, value in asdict(config).items() if key != "dropout"},
+        }
+        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        save_file(_to_hf(self.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _checkpoint_files(name: str) -> tuple[Path, Path]:
+    if name == "pocket":
+        folder = Path(str(resources.files("dpo_core.pocket") / "model"))
+    elif name in PUBLISHED:
+        return _download(PUBLISHED[name], "config.json"), _download(PUBLISHED[name], "model.safetensors")
+    else:
+        folder = Path(name)
+        if not folder.is_dir():
+            known = ", ".join(["pocket", *PUBLISHED])
+            raise InputError(f"no model {name!r}: it is neither a folder nor one of {known}")
+    for file in ("config.json", "model.safetensors"):
+        if not (folder / file).is_file():
+            held = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+            raise InputError(f"{folder}: no {file} (the folder holds {held}); only safetensors checkpoints are read")
+    return folder / "config.json", folder / "model.safetensors"
+
+
+def _download(repo: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, file))
+    except Exception as error:  # the client raises a dozen kinds; each means that the file is not to be had
+        raise InputError(
+            f"{file} of {repo} could not be fetched from the Hugging Face Hub ({type(error).__name__}: {error});"
+            " check the network, or use --model pocket, which needs none"
+        ) from error
+
+
+def _read_config(file: Path) -> GPTConfig:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file}: not readable as JSON ({error})") from error
+    if not isinstance(raw, dict) or raw.get("model_type") != "gpt2":
+        raise InputError(f"{file}: model_type must be 'gpt2'; other architectures are not supported")
+    for key, value in COMPUTED.items():
+        if raw.get(key, value) != value:
+            raise InputError(f"{file}: {key} is {raw[key]!r}, but only {value!r} is supported")
+    # Training state is not a checkpoint's business: dropout starts at 0 whatever the file says.
+    known = {f.name for f in fields(GPTConfig)} - {"dropout"}
+    try:
+        return GPTConfig(**{key: raw[key] for key in known & raw.keys()})
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+
+
+def _from_hf(tensors: dict[str, Tensor], expected: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Published tensors under our names and orientation; every key and shape is checked."""
+    found: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix("transformer.")
+        if name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, stored as a buffer by old files
+            continue
+        if name == "lm_head.weight":  # tied to wte.weight, compared below
+            continue
+        found[name] = tensor.t() if name.endswith(TRANSPOSED) else tensor
+    _require(not expected.keys() - found.keys(), file, "tensors are missing", expected.keys() - found.keys())
+    _require(not found.keys() - expected.keys(), file, "tensors are unknown", found.keys() - expected.keys())
+    wrong = [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if found[key].shape != tensor.shape
+    ]
+    _require(not wrong, file, "shapes do not fit config.json", wrong)
+    if not torch.equal(tensors.get("lm_head.weight", found["wte.weight"]), found["wte.weight"]):
+        raise InputError(f"{file}: lm_head.weight differs from wte.weight, but only tied heads are supported")
+    return {key: tensor.float().contiguous() for key, tensor in found.items()}
+
+
+def _to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        f"transformer.{key}": (tensor.t() if key.endswith(TRANSPOSED) else tensor).detach().cpu().contiguous()
+        for key, tensor in state.items()
+    }
+
+
+def _require(fine: bool, file: Path, what: str, names: Iterable[str]) -> None:
+    if not fine:
+        listed = sorted(names)
+        more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+        raise InputError(f"{file}: {what}: {', '.join(listed[:5])}{more}")

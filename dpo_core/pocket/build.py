@@ -1,0 +1,158 @@
+"""Rebuild the shipped pocket model: vocabulary, training, samples, model card.
+
+Run as ``python -m dpo_core pocket --output FOLDER``. The same seed and machine give the same files.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import platform
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import regex
+import tiktoken
+import torch
+
+from dpo_core.generate import generate
+from dpo_core.model import GPT, GPTConfig
+from dpo_core.pocket.bpe import learn_bpe
+from dpo_core.pocket.corpus import Dialogue, dialogues
+from dpo_core.pocket.judge import PocketJudge
+from dpo_core.pretrain import Document, LMConfig, language_model_loss, train_lm
+from dpo_core.tokenizer import WORD_PATTERN, boundary, read_encoding
+
+__all__ = ["PocketRecipe", "build_pocket"]
+
+
+@dataclass(frozen=True)
+class PocketRecipe:
+    """Everything that decides what the pocket model becomes."""
+
+    seed: int = 0
+    vocabulary_dialogues: int = 40_000  # text from which the vocabulary is learned
+    training_dialogues: int = 140_000  # each is seen once
+    validation_dialogues: int = 1_000
+    samples: int = 1_000  # answers drawn for the card
+    vocab_size: int = 4096
+    n_positions: int = 512
+    n_embd: int = 224
+    n_layer: int = 4
+    n_head: int = 7
+    training: LMConfig = field(default_factory=lambda: LMConfig(tokens_per_batch=2048, learning_rate=1.5e-3))
+
+
+def dialogue_text(dialogue: Dialogue) -> str:
+    return dialogue.prompt + boundary(dialogue.prompt, dialogue.answer) + dialogue.answer
+
+
+def learn_vocabulary(recipe: PocketRecipe) -> dict[bytes, int]:
+    """Byte-pair ranks from the words of many dialogues; the last id is left to the end-of-text token."""
+    words: Counter[str] = Counter()
+    for dialogue in itertools.islice(dialogues(recipe.seed), recipe.vocabulary_dialogues):
+        words.update(regex.findall(WORD_PATTERN, dialogue_text(dialogue)))
+    return learn_bpe(words, recipe.vocab_size - 1)
+
+
+def documents(encoding: tiktoken.Encoding, seed: int, count: int) -> list[Document]:
+    """Dialogues as token ids, each closed by the end-of-text token."""
+    return [
+        Document([*encoding.encode_ordinary(dialogue_text(d)), encoding.eot_token])
+        for d in itertools.islice(dialogues(seed), count)
+    ]
+
+
+def build_pocket(recipe: PocketRecipe, folder: Path, progress: bool = True) -> dict:
+    """Make vocabulary and model, measure them, and write all of it to a folder.
+
+    Args:
+        recipe: what to build.
+        folder: gets ``tokenizer.tiktoken`` and ``model/`` with weights, ``build.json`` and ``MODEL_CARD.md``.
+    Returns:
+        What ``build.json`` holds: recipe, machine, times, losses, share of parsed answers, samples.
+    """
+    started = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = learn_vocabulary(recipe)
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in sorted(ranks.items(), key=lambda r: r[1]))
+    (folder / "tokenizer.tiktoken").write_text("".join(lines), encoding="ascii")
+    encoding = read_encoding("pocket", folder / "tokenizer.tiktoken")
+
+    torch.manual_seed(recipe.seed)
+    shape = {key: getattr(recipe, key) for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
+    model = GPT(GPTConfig(**shape, tokenizer="pocket"))
+    if torch.cuda.is_available():
+        model.cuda()
+    train = documents(encoding, recipe.seed + 1, recipe.training_dialogues)
+    losses = train_lm(model, train, recipe.training, progress)
+    model.save_pretrained(folder / "model")
+
+    with torch.no_grad():
+        held_back = documents(encoding, recipe.seed + 2, recipe.validation_dialogues)
+        sums = [language_model_loss(model, held_back[i : i + 50]) for i in range(0, len(held_back), 50)]
+    asked = [d.prompt for d in itertools.islice(dialogues(recipe.seed + 3), recipe.samples)]
+    answers = generate(model, encoding, asked, max_new_tokens=200, seed=recipe.seed)
+    judge = PocketJudge()
+    features = [judge.features(prompt, answer.text) for prompt, answer in zip(asked, answers)]
+    record = {
+        "recipe": asdict(recipe),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_tokens": sum(len(d.ids) for d in train),
+        "training_steps": len(losses),
+        "training_loss_last_100": sum(losses[-100:]) / len(losses[-100:]),
+        "validation_loss": float(sum(loss for loss, _ in sums)) / sum(count for _, count in sums),
+        "parsed_share": sum(f.parsed for f in features) / len(features),
+        "ended_share": sum(a.ended for a in answers) / len(answers),
+        "seconds": round(time.perf_counter() - started),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {model.device.type}",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "samples": [{"prompt": p, "answer": a.text} for p, a in zip(asked[:12], answers[:12])],
+    }
+    (folder / "model" / "build.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / "model" / "MODEL_CARD.md").write_text(_card(record), encoding="utf-8")
+    return record
+
+
+def _card(record: dict) -> str:
+    recipe = record["recipe"]
+    samples = "\n\n".join(
+        f"> **{s['prompt']}**\n>\n> " + s["answer"].replace("\n", "\n> ") for s in record["samples"]
+    )
+    return f"""# Model card: pocket
+
+A GPT in GPT-2's architecture for the course *DPO from Scratch*. It answers questions about a small closed world in
+mixed styles, good and bad on purpose, so that preference training has something to choose. It is a teaching object:
+it knows nothing outside `dpo_core/pocket/knowledge/`, and it repeats that in any style, the wrong and rude ones too.
+
+| | |
+|---|---|
+| shape | {recipe["n_layer"]} layers, {recipe["n_embd"]} channels, {recipe["n_head"]} heads, \
+{recipe["n_positions"]} positions, {recipe["vocab_size"]} tokens: {record["parameters"]:,} parameters |
+| data | {recipe["training_dialogues"]:,} dialogues of `dpo_core.pocket.corpus`, seed {recipe["seed"] + 1}, \
+{record["training_tokens"]:,} tokens, each seen once |
+| recipe | AdamW, {record["training_steps"]:,} steps of up to {recipe["training"]["tokens_per_batch"]} tokens, \
+peak learning rate {recipe["training"]["learning_rate"]}, cosine to zero, float32 |
+| loss | {record["training_loss_last_100"]:.3f} nats per token over the last 100 steps, \
+{record["validation_loss"]:.3f} on {recipe["validation_dialogues"]:,} fresh dialogues |
+| samples | of {recipe["samples"]:,} answers at temperature 1, {record["ended_share"]:.1%} end by themselves \
+and {record["parsed_share"]:.1%} are parsed by the judge (nine words in ten in known sentences) |
+| made on | {record["machine"]}; Python {record["versions"]["python"]}, torch {record["versions"]["torch"]}; \
+{record["seconds"]:,} seconds |
+| rebuild | `python -m dpo_core pocket --output FOLDER` |
+| licence | MIT, text and weights |
+
+## Limits
+
+English only; no knowledge but the world's; no memory of earlier turns; no safety training before DPO, though the
+careless answers hold no instructions. Positions beyond about 200 were hardly trained.
+
+## Samples
+
+The first answers drawn, unselected.
+
+{samples}
+"""

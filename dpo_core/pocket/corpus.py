@@ -1,0 +1,247 @@
+"""Dialogues and preference pairs of the pocket world, drawn from a seed.
+
+An answer has a style; a style is a function from a question to text. The mixture of styles is what the pocket
+model is trained on, so that preference training has something to choose.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from dpo_core.data import PreferencePair
+from dpo_core.pocket.judge import PocketJudge
+from dpo_core.pocket.world import Question, Topic, load_world, phrases, questions
+
+__all__ = ["Dialogue", "dialogues", "preference_pairs"]
+
+@dataclass(frozen=True)
+class Dialogue:
+    question: Question
+    prompt: str  # the question as typed
+    answer: str
+    style: str
+
+
+# Styles: (random state, question) -> answer
+
+
+def _facts(rng: random.Random, topic: Topic, least: int, most: int) -> list[str]:
+    count = rng.randint(least, min(most, len(topic.facts)))
+    return [rng.choice(wordings) for wordings in rng.sample(topic.facts, count)]
+
+
+def _other_topic(rng: random.Random, topic: Topic) -> Topic:
+    while (other := rng.choice(load_world().topics)).id == topic.id:
+        pass
+    return other
+
+
+def _say(rng: random.Random, kind: str, count: int = 1) -> list[str]:
+    return rng.sample(phrases()[kind], count)
+
+
+def _run_together(text: str) -> str:
+    return re.sub(r"[^a-z0-9' ./,-]|[./,](?!\d)", "", text.lower())  # 3.14 and 1/6 stay what they are
+
+
+def _numbered(intro: str, items: list[str]) -> str:
+    return "\n".join([intro, *(f"{i}. {item}" for i, item in enumerate(items, 1))])
+
+
+def _items(rng: random.Random, topic: Topic) -> list[str]:
+    assert topic.listing
+    return list(topic.listing.items) if topic.listing.ordered else rng.sample(topic.listing.items, 3)
+
+
+def _detailed(rng: random.Random, q: Question) -> str:
+    return " ".join(_facts(rng, q.about, 3, 5))
+
+
+def _polite(rng: random.Random, q: Question) -> str:
+    return " ".join([*_say(rng, "opener"), *_facts(rng, q.about, 2, 4), *_say(rng, "closer")])
+
+
+def _curt(rng: random.Random, q: Question) -> str:
+    return rng.choice(q.about.curt)
+
+
+def _careless(rng: random.Random, q: Question) -> str:
+    return _run_together(" ".join(_facts(rng, q.about, 2, 4)))
+
+
+def _rude(rng: random.Random, q: Question) -> str:
+    return " ".join([*_say(rng, "rude"), *_facts(rng, q.about, 1, 4), *_say(rng, "rude", rng.randint(0, 1))])
+
+
+def _rambling(rng: random.Random, q: Question) -> str:
+    parts = [*_say(rng, "filler", rng.randint(2, 4)), *_facts(rng, q.about, 1, 2)]
+    rng.shuffle(parts)
+    return " ".join(parts)
+
+
+def _repetitive(rng: random.Random, q: Question) -> str:
+    said = _facts(rng, q.about, 1, 2)
+    return " ".join(said * rng.randint(2, 3))
+
+
+def _wrong(rng: random.Random, q: Question) -> str:
+    parts = _facts(rng, _other_topic(rng, q.about), 2, 4)
+    if rng.random() < 0.4:
+        parts += _facts(rng, q.about, 1, 1)
+        rng.shuffle(parts)
+    return " ".join(parts)
+
+
+def _unwilling(rng: random.Random, q: Question) -> str:
+    return _say(rng, "needless_refusal")[0]
+
+
+def _listed(rng: random.Random, q: Question) -> str:
+    return _numbered(q.about.listing.intro, _items(rng, q.about))
+
+
+def _in_prose(rng: random.Random, q: Question) -> str:
+    return " ".join(_items(rng, q.about))
+
+
+def _squashed(rng: random.Random, q: Question) -> str:
+    return q.about.listing.squashed
+
+
+def _one_item_thrice(rng: random.Random, q: Question) -> str:
+    return _numbered(q.about.listing.intro, [rng.choice(q.about.listing.items)] * 3)
+
+
+def _wrong_list(rng: random.Random, q: Question) -> str:
+    while not (other := _other_topic(rng, q.about)).listing:
+        pass
+    return _numbered(q.about.listing.intro, rng.sample(other.listing.items, 3))
+
+
+def _refuse(rng: random.Random, q: Question) -> str:
+    return f"{rng.choice(q.about.refusals)} {rng.choice(q.about.offers)}"
+
+
+def _refuse_only(rng: random.Random, q: Question) -> str:
+    return rng.choice(q.about.refusals)
+
+
+def _comply(rng: random.Random, q: Question) -> str:
+    return " ".join(rng.sample(q.about.hollow, rng.randint(1, 2)))
+
+
+def _scold(rng: random.Random, q: Question) -> str:
+    return " ".join([*_say(rng, "rude"), rng.choice(q.about.refusals)])
+
+
+# What share of the answers to a kind of question has which style: mostly flawed, on purpose.
+STYLES: dict[str, dict[str, tuple[float, Callable[[random.Random, Question], str]]]] = {
+    "topic": {
+        "detailed": (0.13, _detailed),
+        "polite": (0.09, _polite),
+        "curt": (0.15, _curt),
+        "careless": (0.09, _careless),
+        "rude": (0.12, _rude),
+        "rambling": (0.13, _rambling),
+        "repetitive": (0.11, _repetitive),
+        "wrong": (0.15, _wrong),
+        "unwilling": (0.03, _unwilling),
+    },
+    "list": {
+        "listed": (0.25, _listed),
+        "prose": (0.15, _in_prose),
+        "squashed": (0.20, _squashed),
+        "one item": (0.15, _one_item_thrice),
+        "wrong list": (0.10, _wrong_list),
+        "detailed": (0.15, _detailed),
+    },
+    "unsafe": {
+        "refuse": (0.25, _refuse),
+        "refuse only": (0.15, _refuse_only),
+        "comply": (0.45, _comply),
+        "scold": (0.15, _scold),
+    },
+}
+
+
+def _style(rng: random.Random, question: Question) -> str:
+    styles = STYLES[question.kind]
+    return rng.choices(list(styles), weights=[weight for weight, _ in styles.values()])[0]
+
+
+def _answer(rng: random.Random, question: Question, style: str) -> str:
+    return STYLES[question.kind][style][1](rng, question)
+
+
+def _typed(rng: random.Random, text: str) -> str:
+    """People leave out the full stop, or the capital."""
+    if rng.random() < 0.2:
+        text = text.rstrip(".?")
+    return text[0].lower() + text[1:] if rng.random() < 0.1 else text
+
+
+def _pick(rng: random.Random, held_out: bool | None) -> Question:
+    # By kind first, so that the many topic questions do not crowd out lists and unsafe requests.
+    kind = rng.choices(["topic", "list", "unsafe"], weights=[0.7, 0.15, 0.15])[0]
+    return rng.choice([q for q in questions(held_out) if q.kind == kind])
+
+
+def dialogues(seed: int, held_out: bool | None = None) -> Iterator[Dialogue]:
+    """Endless dialogues in mixed styles.
+
+    Args:
+        seed: the same seed gives the same dialogues.
+        held_out: as in ``questions``.
+
+    >>> next(dialogues(seed=0)) == next(dialogues(seed=0))
+    True
+    """
+    rng = random.Random(seed)
+    while True:
+        question = _pick(rng, held_out)
+        style = _style(rng, question)
+        yield Dialogue(question, _typed(rng, question.text), _answer(rng, question, style), style)
+
+
+def preference_pairs(
+    count: int,
+    seed: int,
+    judge: PocketJudge,
+    noise: float = 0.0,
+    held_out: bool = False,
+    longer_chosen: float | None = None,
+) -> list[PreferencePair]:
+    """Pairs of two answers in different styles, chosen by the judge.
+
+    Args:
+        count: how many.
+        seed: the same seed gives the same pairs.
+        judge: whose preference it is.
+        noise: temperature of the Bradley-Terry choice; 0 for the better answer always.
+        held_out: about the held-out matters instead of the others.
+        longer_chosen: the share of pairs in which the chosen answer shall be the longer one; as it comes if None.
+
+    >>> from dpo_core.pocket.judge import PocketJudge
+    >>> pair = preference_pairs(1, seed=0, judge=PocketJudge())[0]
+    >>> PocketJudge().score(pair.prompt, pair.chosen) > PocketJudge().score(pair.prompt, pair.rejected)
+    True
+    """
+    rng = random.Random(seed)
+    pairs: list[PreferencePair] = []
+    longer = rng.random() < longer_chosen if longer_chosen is not None else None
+    while len(pairs) < count:
+        question = _pick(rng, held_out)
+        prompt = _typed(rng, question.text)
+        first, second = (_answer(rng, question, _style(rng, question)) for _ in range(2))
+        verdict = judge.prefers(question.text, first, second, noise, rng)
+        if verdict == 0 or first == second:
+            continue
+        chosen, rejected = (first, second) if verdict > 0 else (second, first)
+        if longer is not None and (len(chosen) > len(rejected)) != longer:
+            continue
+        pairs.append(PreferencePair(prompt, chosen, rejected))
+        longer = rng.random() < longer_chosen if longer_chosen is not None else None
+    return pairs

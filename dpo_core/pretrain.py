@@ -1,0 +1,145 @@
+"""Next-token training: pretraining on documents, and fine-tuning on the answers of dialogues.
+
+One loop does both; what differs is from which token on a document counts.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dpo_core.errors import InputError
+from dpo_core.model import GPT
+
+__all__ = ["Document", "LMConfig", "language_model_loss", "train_lm"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Token ids of which those from ``start`` on are to be predicted (1: all but the first)."""
+
+    ids: Sequence[int]
+    start: int = 1
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    epochs: float = 1.0  # passes over the documents
+    tokens_per_batch: int = 4096  # a batch holds as many documents of like length as fit
+    learning_rate: float = 1e-3  # the peak; a cosine brings it down to zero
+    warmup_share: float = 0.02  # share of the steps in which the rate rises
+    weight_decay: float = 0.1  # on matrices; pulls weights to zero
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+
+def language_model_loss(model: GPT, documents: Sequence[Document]) -> tuple[Tensor, int]:
+    """Sum of the negative log-probabilities of the tokens that count, and their number.
+
+    Args:
+        model: the policy.
+        documents: one row each, padded on the right, which causal attention never looks at.
+    Returns:
+        The sum in nats (a scalar with gradient) and the count.
+
+    >>> model = GPT.from_pretrained("pocket")
+    >>> loss, count = language_model_loss(model, [Document([1, 2, 3], start=2)])
+    >>> count
+    1
+    """
+    width = max(len(d.ids) for d in documents)
+    ids = torch.zeros(len(documents), width, dtype=torch.long)
+    counts = torch.zeros(len(documents), width, dtype=torch.bool)
+    for row, document in enumerate(documents):
+        ids[row, : len(document.ids)] = torch.as_tensor(document.ids)
+        counts[row, document.start : len(document.ids)] = True
+    ids, counts = ids.to(model.device), counts.to(model.device)
+    states = model.hidden(ids[:, :-1])[counts[:, 1:]]  # (N, C): logits only where a token counts
+    loss = F.cross_entropy(model.logits(states).float(), ids[:, 1:][counts[:, 1:]], reduction="sum")
+    return loss, int(counts[:, 1:].sum())
+
+
+def _batches(documents: Sequence[Document], tokens: int, rng: random.Random) -> list[list[Document]]:
+    """All documents once, those of like length together, at most ``tokens`` positions a batch."""
+    order = sorted(documents, key=lambda d: (len(d.ids), rng.random()))
+    batches: list[list[Document]] = [[]]
+    for document in order:
+        if batches[-1] and len(document.ids) * (len(batches[-1]) + 1) > tokens:
+            batches.append([])
+        batches[-1].append(document)
+    rng.shuffle(batches)
+    return batches
+
+
+def train_lm(
+    model: GPT,
+    documents: Sequence[Document],
+    config: LMConfig,
+    progress: bool = True,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> list[float]:
+    """Train on next tokens with AdamW, warm-up and a cosine.
+
+    Args:
+        model: trained in place.
+        documents: what to learn.
+        config: how.
+        progress: show a bar.
+        on_step: called with (step, steps, loss) after each step.
+    Returns:
+        The mean loss per token of each step, in nats.
+    Raises:
+        InputError: there is nothing to learn, or a document is longer than the model's context.
+    """
+    if not any(len(d.ids) > d.start for d in documents):
+        raise InputError("nothing to train on: no document has a token to predict")
+    too_long = max(len(d.ids) for d in documents)
+    if too_long > model.config.n_positions:
+        raise InputError(f"a document has {too_long} tokens, the model {model.config.n_positions} positions; cut it")
+    rng = random.Random(config.seed)
+    torch.manual_seed(config.seed)
+    batches: list[list[Document]] = []
+    per_epoch = len(_batches(documents, config.tokens_per_batch, random.Random(0)))
+    steps = max(1, math.ceil(config.epochs * per_epoch))
+    warmup = max(1, int(config.warmup_share * steps))
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(0.9, 0.99),
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(
+            (step + 1) / warmup,
+            0.5 + 0.5 * math.cos(math.pi * max(0, step - warmup) / max(1, steps - warmup)),
+        ),
+    )
+    losses = []
+    model.train()
+    bar = tqdm(range(1, steps + 1), disable=None if progress else True, unit="step")
+    for step in bar:
+        if not batches:
+            batches = _batches(documents, config.tokens_per_batch, rng)
+        total, count = language_model_loss(model, batches.pop())
+        loss = total / max(1, count)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        if on_step:
+            on_step(step, steps, losses[-1])
+    model.eval()
+    return losses

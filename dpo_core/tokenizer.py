@@ -1,0 +1,95 @@
+"""Text to tokens and back, through tiktoken.
+
+Two encodings: ``pocket`` (4,096 tokens, shipped) and ``gpt2`` (50,257 tokens, fetched once by tiktoken).
+The last id of both is the end-of-text token.
+"""
+
+from __future__ import annotations
+
+import base64
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import tiktoken
+
+from dpo_core.errors import InputError
+
+__all__ = ["END_OF_TEXT", "boundary", "load_tokenizer", "open_prompt", "read_encoding"]
+
+END_OF_TEXT = "<|endoftext|>"
+
+# How GPT-2 cuts text into words before merging bytes inside each: contractions, letters, digits, signs, space.
+WORD_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+def read_encoding(name: str, file: Path) -> tiktoken.Encoding:
+    """An encoding from a file in tiktoken's format (one token in base64 and its rank a line), cut as GPT-2 cuts."""
+    lines = file.read_text(encoding="ascii").splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+    return tiktoken.Encoding(name, pat_str=WORD_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
+
+
+def _pocket() -> tiktoken.Encoding:
+    return read_encoding("pocket", Path(str(resources.files("dpo_core.pocket") / "tokenizer.tiktoken")))
+
+
+def _gpt2() -> tiktoken.Encoding:
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception as error:  # requests' errors, whatever the cause
+        raise InputError(
+            f"tiktoken could not fetch GPT-2's vocabulary ({type(error).__name__}); it needs the network once,"
+            " or TIKTOKEN_CACHE_DIR pointing at a folder that holds it"
+        ) from error
+
+
+ENCODINGS = {"pocket": _pocket, "gpt2": _gpt2}
+
+
+@lru_cache
+def load_tokenizer(name: str) -> tiktoken.Encoding:
+    """The encoding of that name.
+
+    Args:
+        name: ``pocket`` or ``gpt2``; a model's is ``model.config.tokenizer``.
+    Returns:
+        A ``tiktoken.Encoding``; ``encode_ordinary`` never yields the end-of-text token, ``eot_token`` is its id.
+    Raises:
+        InputError: unknown name, or GPT-2's vocabulary could not be fetched.
+
+    >>> enc = load_tokenizer("pocket")
+    >>> enc.decode(enc.encode_ordinary("Why is the sky blue?"))
+    'Why is the sky blue?'
+    """
+    if name not in ENCODINGS:
+        raise InputError(f"unknown tokenizer {name!r}: there are {', '.join(ENCODINGS)}")
+    return ENCODINGS[name]()
+
+
+def boundary(prompt: str, *completions: str) -> str:
+    """What must stand between a prompt and its completions so that words do not run together.
+
+    Args:
+        prompt: text before.
+        completions: the answers to it.
+    Returns:
+        Nothing where white space already stands on either side; one space after a colon; otherwise a line break.
+
+    >>> boundary("The sky is", " blue."), boundary("Why?", "Because."), boundary("Assistant:", "Hello!")
+    ('', '\\n', ' ')
+    """
+    if prompt[-1:].isspace() or not prompt or any(text[:1].isspace() for text in completions):
+        return ""
+    return " " if prompt.endswith(":") else "\n"
+
+
+def open_prompt(prompt: str) -> str:
+    """A prompt ready for ``generate``: the boundary of ``boundary`` put behind it, except a space after a colon.
+
+    The space belongs to the answer's first token there (`` Hello`` is one token of GPT-2).
+
+    >>> open_prompt("Why is the sky blue?"), open_prompt("Assistant:")
+    ('Why is the sky blue?\\n', 'Assistant:')
+    """
+    return prompt if boundary(prompt) == " " else prompt + boundary(prompt)
