@@ -1,5 +1,5 @@
 # Everything runs in .venv, which the first target makes from requirements-lock.txt.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready

@@ -126,10 +126,8 @@ def audit_pairs(pairs: Sequence[PreferencePair], encoding: tiktoken.Encoding, ma
 
     >>> from dpo_core.tokenizer import load_tokenizer
     >>> pairs = [PreferencePair("Why?", "Because.", "No."), PreferencePair("Why?", "Yes.", "Yes.")]
-    >>> audit = audit_pairs(pairs, load_tokenizer("pocket"), max_length=64)
-    >>> print(audit.report().partition("\nmean length")[0])
-    1 pairs kept, 1 dropped
-    dropped: 1 x the answers are the same (pair 2)
+    >>> audit_pairs(pairs, load_tokenizer("pocket"), max_length=64).report().splitlines()[:2]
+    ['1 pairs kept, 1 dropped', 'dropped: 1 x the answers are the same (pair 2)']
     """
     named = [pair if pair.source else replace(pair, source=f"pair {i}") for i, pair in enumerate(pairs, start=1)]
     every = {(pair.prompt, pair.chosen, pair.rejected) for pair in named}
@@ -251,14 +249,14 @@ def collate(encoded: Sequence[EncodedPair]) -> PreferenceBatch:
         target += e.chosen + e.rejected
         place += [row * T + t for t in range(p, p + c)] + [(B + row) * T + t for t in range(p + c, p + c + r)]
     return PreferenceBatch(
-        ids,
-        positions,
-        segments,
-        torch.tensor([len(e.chosen) for e in encoded]),
-        torch.tensor([len(e.rejected) for e in encoded]),
-        torch.tensor(source),
-        torch.tensor(target),
-        torch.tensor(place),
+        ids=ids,
+        positions=positions,
+        segments=segments,
+        chosen_lengths=torch.tensor([len(e.chosen) for e in encoded]),
+        rejected_lengths=torch.tensor([len(e.rejected) for e in encoded]),
+        source=torch.tensor(source),
+        target=torch.tensor(target),
+        place=torch.tensor(place),
     )
 
 

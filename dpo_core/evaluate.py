@@ -78,7 +78,7 @@ def win_rate(scores_a: Sequence[float], scores_b: Sequence[float]) -> WinRate:
         InputError: no scores, lists of different length, or a score that is not a number.
 
     >>> print(win_rate([3, 2, 5, 1], [1, 2, 4, 2]))
-    win rate 0.625 [0.214, 0.910] (2 wins, 1 ties, 1 losses, n = 4)
+    win rate 0.625 [0.219, 0.908] (2 wins, 1 ties, 1 losses, n = 4)
     """
     _check_paired(scores_a, scores_b)
     n = len(scores_a)

@@ -44,7 +44,7 @@ def encode_prompt(model: GPT, encoding: tiktoken.Encoding, prompt: str) -> list[
 
     >>> from dpo_core.tokenizer import load_tokenizer
     >>> encode_prompt(GPT.from_pretrained("pocket"), load_tokenizer("pocket"), "A")
-    [32, 10]
+    [65, 10]
     """
     limit = model.config.n_positions
     if encoding.n_vocab > model.config.vocab_size:
@@ -73,7 +73,7 @@ def filter_logits(
         temperature: above 0; below 1 sharpens, above 1 flattens.
         top_k: keep this many of the most probable tokens (and ties with the last of them).
         top_p: keep the fewest most probable tokens that together hold this share of what top_k left
-            (nucleus sampling, 1904.09751 Eq. 2 and 3).
+            (nucleus sampling, 1904.09751).
     Returns:
         (..., V) float32 logits up to a constant, ``-inf`` where a token is cut.
 
@@ -115,7 +115,7 @@ def generate(
         temperature: 0 takes the most probable token each time; 1 samples the model's own distribution.
         top_k: see ``filter_logits``.
         top_p: see ``filter_logits``.
-        stop: an answer ends before the first of these texts.
+        stop: an answer ends before the first of these texts to be complete.
         seed: for the same answers again, given the same prompts and batch size; torch's global state if not given.
         batch_size: prompts at a time; more is faster and takes more memory.
     Returns:

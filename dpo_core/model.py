@@ -138,6 +138,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.source = ""  # what from_pretrained was given
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -229,6 +230,7 @@ class GPT(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         model.load_state_dict(_from_hf(tensors, model.state_dict(), weights_file), assign=True)
+        model.source = str(name_or_path)
         return model.requires_grad_().eval()
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dpo_core.errors import InputError
 
-__all__ = ["PreferencePair", "load_pairs", "save_pairs", "shared_length"]
+__all__ = ["PreferencePair", "load_pairs", "read_jsonl", "read_pair", "save_pairs", "shared_length"]
 
 COLUMNS = ("prompt", "chosen", "rejected")
 ANSWER = "\n\nAssistant:"  # where an answer begins in HH-RLHF's text
 SPEAKERS = {"system": "System", "user": "Human", "human": "Human", "assistant": "Assistant"}
 SHOWN = 20  # bad lines listed in one error
+
+T = TypeVar("T")
+Texts = tuple[str, str, str]  # prompt, chosen, rejected
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,18 @@ def load_pairs(path: str | Path) -> list[PreferencePair]:
     ...     load_pairs(Path(folder) / "pairs.jsonl")[0].chosen
     'Because.'
     """
+    return [PreferencePair(*texts, source) for texts, source in read_jsonl(path, read_pair)]
+
+
+def read_jsonl(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> list[tuple[T, str]]:
+    """What ``parse`` makes of each object of a JSONL file, with its ``file:line``.
+
+    Args:
+        path: UTF-8, one JSON object a line; blank lines are skipped.
+        parse: raises ``InputError`` for an object that will not do.
+    Raises:
+        InputError: as ``load_pairs``.
+    """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -61,21 +76,21 @@ def load_pairs(path: str | Path) -> list[PreferencePair]:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    pairs, bad = [], []
+    parsed, bad = [], []
     for number, line_text in enumerate(text.split("\n"), start=1):
         if not line_text.strip():
             continue
         source = f"{path}:{number}"
         try:
-            pairs.append(PreferencePair(*_read_line(line_text), source))
+            parsed.append((parse(_read_object(line_text)), source))
         except InputError as error:
             bad.append(f"{source}: {error}")
     if bad:
         more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
         raise InputError("\n".join([f"{len(bad)} bad lines in {path}:", *bad[:SHOWN], *more]))
-    if not pairs:
+    if not parsed:
         raise InputError(f"{path}: no pairs in it; write one JSON object a line, with {', '.join(COLUMNS)}")
-    return pairs
+    return parsed
 
 
 def save_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
@@ -97,7 +112,8 @@ def save_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
+        # Half a character, as in cut-off text, has no UTF-8; its backslash form is what JSON writes for it.
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             for pair in pairs:
                 record = {name: getattr(pair, name) for name in COLUMNS}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -106,16 +122,25 @@ def save_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
-Texts = tuple[str, str, str]  # prompt, chosen, rejected
-
-
-def _read_line(line: str) -> Texts:
+def _read_object(line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON ({error.msg} at column {error.colno}); write one object a line") from error
     if not isinstance(record, dict):
         raise InputError(f"not an object but {_short(record)}; write {{...}} with {', '.join(COLUMNS)}")
+    return record
+
+
+def read_pair(record: dict[str, Any]) -> Texts:
+    """Prompt, chosen and rejected answer of an object in any of the formats of ``load_pairs``.
+
+    Raises:
+        InputError: a field is missing, empty or of the wrong kind.
+
+    >>> read_pair({"chosen": "It is blue.", "rejected": "It is red."})
+    ('It is', ' blue.', ' red.')
+    """
     for name in ("chosen", "rejected"):
         if name not in record:
             held = ", ".join(map(str, record)) or "nothing"
@@ -166,7 +191,7 @@ def _render(name: str, value: str | list[Any], speaker: str) -> str:
     for message in [{"role": speaker, "content": value}] if isinstance(value, str) else value:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise InputError(f'"{name}" holds {_short(message)}; a message is {{"role": ..., "content": text}}')
-        if message.get("role") not in SPEAKERS:
+        if message.get("role") not in list(SPEAKERS):  # a list, as the role may be anything
             raise InputError(f'"{name}" has the role {_short(message.get("role"))}; known are {", ".join(SPEAKERS)}')
         text += f"\n\n{SPEAKERS[message['role']]}: {message['content'].strip()}"
     return text

@@ -27,7 +27,9 @@ def read_encoding(name: str, file: Path) -> tiktoken.Encoding:
     """An encoding from a file in tiktoken's format (one token in base64 and its rank a line), cut as GPT-2 cuts."""
     lines = file.read_text(encoding="ascii").splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
-    return tiktoken.Encoding(name, pat_str=WORD_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
+    return tiktoken.Encoding(
+        name, pat_str=WORD_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
+    )
 
 
 def _pocket() -> tiktoken.Encoding:

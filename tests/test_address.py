@@ -50,6 +50,12 @@ def test_an_address_is_written_everywhere_and_taken_out_again(copy):
     assert [p.read_text(encoding="utf-8") for p in files] == before
 
 
+def test_contributors_are_shown_the_first_cell():
+    page = (address.ROOT / "book" / "contributing.md").read_text(encoding="utf-8")
+    shown = "\n".join(line.removeprefix("  ") for line in page.splitlines())
+    assert address.first_cell("") in shown
+
+
 def test_first_cell_is_short_and_says_what_is_missing():
     cell = address.first_cell("")
     assert sum(bool(line) for line in cell.splitlines()) < 5
@@ -69,9 +75,6 @@ def theme_options(url: str) -> dict:
         html_theme_options={
             "repository_url": url,
             "repository_branch": "main",
-            "use_repository_button": True,
-            "use_issues_button": True,
-            "use_edit_page_button": True,
             "launch_buttons": {"colab_url": "https://colab.research.google.com"},
         }
     )

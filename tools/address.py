@@ -23,8 +23,8 @@ if not find_spec("dpo_core"):
 from dpo_core.course import setup; setup()  # fmt: skip"""
 INSTALL = "%pip install -q --no-deps git+{address}"
 NO_ADDRESS = (
-    'raise ImportError("dpo_core is missing and this copy knows no repository: '
-    'run `pip install -e .` in the course\'s folder")'
+    'raise ImportError("dpo_core is missing and no repository is known: '
+    "run `pip install -e .` in the course's folder\")"
 )
 
 IN_PROJECT = re.compile(r'\[project\.urls\]\nRepository = "(.*)"\n\n')

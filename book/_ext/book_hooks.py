@@ -9,7 +9,7 @@ BUTTONS = ("use_repository_button", "use_issues_button", "use_edit_page_button")
 
 
 def point_buttons(app: Any, config: Any) -> None:
-    """Point the buttons to the repository that is being built, or take them away where none is known.
+    """Turn the buttons on and point them to the repository that is built; without an address leave none.
 
     On GitHub the environment names the repository; elsewhere ``_config.yml`` does once ``make address`` was run.
     """
@@ -18,8 +18,10 @@ def point_buttons(app: Any, config: Any) -> None:
         options["repository_url"] = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{name}"
         if os.environ.get("GITHUB_EVENT_NAME") == "push":  # in a pull request the ref is no branch
             options["repository_branch"] = os.environ["GITHUB_REF_NAME"]
-    if not options.get("repository_url"):
-        options.update(dict.fromkeys(BUTTONS, False), launch_buttons={}, repository_url="")
+    if options.get("repository_url"):
+        options.update(dict.fromkeys(BUTTONS, True))
+    else:
+        options["launch_buttons"] = {}
 
 
 def drop_repeated_scripts(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:

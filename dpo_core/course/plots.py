@@ -5,7 +5,8 @@ The card is opaque, so that a figure reads the same on a light page and on a dar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 from cycler import cycler
@@ -30,7 +31,7 @@ COLORS = {  # named for what they mean here, where they mean something
     "neutral": "#000000",
 }
 
-STYLE = {
+STYLE: dict[Any, Any] = {  # rcParams
     "axes.prop_cycle": cycler(color=list(COLORS.values())),
     "figure.facecolor": CARD,
     "savefig.facecolor": CARD,
@@ -57,7 +58,7 @@ STYLE = {
 
 # One panel each: title, unit of the vertical axis, lines as (metric, label, color), and a level to compare with.
 PANELS = (
-    ("Loss", "nats per pair", (("loss", "loss", "neutral"),), 0.6931),
+    ("Loss", "nats per pair", (("loss", "loss", "neutral"),), math.log(2)),
     (
         "Implicit rewards",
         "β × log-ratio, nats",

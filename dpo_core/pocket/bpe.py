@@ -19,7 +19,7 @@ def learn_bpe(words: Mapping[str, int], size: int) -> dict[bytes, int]:
 
     >>> ranks = learn_bpe({"banana": 2, "ban": 1}, size=259)
     >>> sorted((rank, token) for token, rank in ranks.items())[256:]
-    [(256, b'an'), (257, b'ban'), (258, b'anan')]
+    [(256, b'an'), (257, b'ban'), (258, b'banan')]
     """
     ranks = {bytes([i]): i for i in range(256)}
     split = [[bytes([b]) for b in word.encode()] for word in words]

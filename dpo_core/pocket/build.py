@@ -35,7 +35,7 @@ class PocketRecipe:
 
     seed: int = 0
     vocabulary_dialogues: int = 40_000  # text from which the vocabulary is learned
-    training_dialogues: int = 140_000  # each is seen once
+    training_dialogues: int = 120_000  # each is seen once
     validation_dialogues: int = 1_000
     samples: int = 1_000  # answers drawn for the card
     vocab_size: int = 4096
@@ -43,7 +43,9 @@ class PocketRecipe:
     n_embd: int = 224
     n_layer: int = 4
     n_head: int = 7
-    training: LMConfig = field(default_factory=lambda: LMConfig(tokens_per_batch=2048, learning_rate=1.5e-3))
+    training: LMConfig = field(
+        default_factory=lambda: LMConfig(tokens_per_batch=2048, learning_rate=3e-3, optimizer="muon")
+    )
 
 
 def dialogue_text(dialogue: Dialogue) -> str:
@@ -78,7 +80,9 @@ def build_pocket(recipe: PocketRecipe, folder: Path, progress: bool = True) -> d
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     ranks = learn_vocabulary(recipe)
-    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in sorted(ranks.items(), key=lambda r: r[1]))
+    lines = (
+        f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in sorted(ranks.items(), key=lambda r: r[1])
+    )
     (folder / "tokenizer.tiktoken").write_text("".join(lines), encoding="ascii")
     encoding = read_encoding("pocket", folder / "tokenizer.tiktoken")
 
@@ -119,9 +123,7 @@ def build_pocket(recipe: PocketRecipe, folder: Path, progress: bool = True) -> d
 
 def _card(record: dict) -> str:
     recipe = record["recipe"]
-    samples = "\n\n".join(
-        f"> **{s['prompt']}**\n>\n> " + s["answer"].replace("\n", "\n> ") for s in record["samples"]
-    )
+    samples = "\n\n".join(f"> **{s['prompt']}**\n>\n> " + s["answer"].replace("\n", "\n> ") for s in record["samples"])
     return f"""# Model card: pocket
 
 A GPT in GPT-2's architecture for the course *DPO from Scratch*. It answers questions about a small closed world in
@@ -134,7 +136,7 @@ it knows nothing outside `dpo_core/pocket/knowledge/`, and it repeats that in an
 {recipe["n_positions"]} positions, {recipe["vocab_size"]} tokens: {record["parameters"]:,} parameters |
 | data | {recipe["training_dialogues"]:,} dialogues of `dpo_core.pocket.corpus`, seed {recipe["seed"] + 1}, \
 {record["training_tokens"]:,} tokens, each seen once |
-| recipe | AdamW, {record["training_steps"]:,} steps of up to {recipe["training"]["tokens_per_batch"]} tokens, \
+| recipe | Muon for the matrices and AdamW for the rest, {record["training_steps"]:,} steps of up to {recipe["training"]["tokens_per_batch"]} tokens, \
 peak learning rate {recipe["training"]["learning_rate"]}, cosine to zero, float32 |
 | loss | {record["training_loss_last_100"]:.3f} nats per token over the last 100 steps, \
 {record["validation_loss"]:.3f} on {recipe["validation_dialogues"]:,} fresh dialogues |

@@ -1,6 +1,6 @@
 """Dialogues and preference pairs of the pocket world, drawn from a seed.
 
-An answer has a style; a style is a function from a question to text. The mixture of styles is what the pocket
+An answer has a style; a style is a function from what is asked about to text. The mixture of styles is what the pocket
 model is trained on, so that preference training has something to choose.
 """
 
@@ -10,12 +10,14 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from dpo_core.data import PreferencePair
 from dpo_core.pocket.judge import PocketJudge
-from dpo_core.pocket.world import Question, Topic, load_world, phrases, questions
+from dpo_core.pocket.world import ItemList, Question, Topic, UnsafeRequest, load_world, phrases, questions
 
 __all__ = ["Dialogue", "dialogues", "preference_pairs"]
+
 
 @dataclass(frozen=True)
 class Dialogue:
@@ -25,7 +27,7 @@ class Dialogue:
     style: str
 
 
-# Styles: (random state, question) -> answer
+# Styles: (random state, what is asked about) -> answer
 
 
 def _facts(rng: random.Random, topic: Topic, least: int, most: int) -> list[str]:
@@ -43,102 +45,108 @@ def _say(rng: random.Random, kind: str, count: int = 1) -> list[str]:
     return rng.sample(phrases()[kind], count)
 
 
-def _run_together(text: str) -> str:
-    return re.sub(r"[^a-z0-9' ./,-]|[./,](?!\d)", "", text.lower())  # 3.14 and 1/6 stay what they are
+def _run_together(sentences: list[str]) -> str:
+    """Sentences without capitals at their start, commas or full stops; 3.14 and 1/6 stay what they are."""
+    return " ".join(re.sub(r"[.,!?](?!\d)", "", text[0].lower() + text[1:]) for text in sentences)
 
 
 def _numbered(intro: str, items: list[str]) -> str:
     return "\n".join([intro, *(f"{i}. {item}" for i, item in enumerate(items, 1))])
 
 
+def _listing(topic: Topic) -> ItemList:
+    assert topic.listing, "a question that wants a list is about a topic that has one"
+    return topic.listing
+
+
 def _items(rng: random.Random, topic: Topic) -> list[str]:
-    assert topic.listing
-    return list(topic.listing.items) if topic.listing.ordered else rng.sample(topic.listing.items, 3)
+    listing = _listing(topic)
+    return list(listing.items) if listing.ordered else rng.sample(listing.items, 3)
 
 
-def _detailed(rng: random.Random, q: Question) -> str:
-    return " ".join(_facts(rng, q.about, 3, 5))
+def _detailed(rng: random.Random, topic: Topic) -> str:
+    return " ".join(_facts(rng, topic, 3, 5))
 
 
-def _polite(rng: random.Random, q: Question) -> str:
-    return " ".join([*_say(rng, "opener"), *_facts(rng, q.about, 2, 4), *_say(rng, "closer")])
+def _polite(rng: random.Random, topic: Topic) -> str:
+    return " ".join([*_say(rng, "opener"), *_facts(rng, topic, 2, 4), *_say(rng, "closer")])
 
 
-def _curt(rng: random.Random, q: Question) -> str:
-    return rng.choice(q.about.curt)
+def _curt(rng: random.Random, topic: Topic) -> str:
+    return rng.choice(topic.curt)
 
 
-def _careless(rng: random.Random, q: Question) -> str:
-    return _run_together(" ".join(_facts(rng, q.about, 2, 4)))
+def _careless(rng: random.Random, topic: Topic) -> str:
+    return _run_together(_facts(rng, topic, 2, 4))
 
 
-def _rude(rng: random.Random, q: Question) -> str:
-    return " ".join([*_say(rng, "rude"), *_facts(rng, q.about, 1, 4), *_say(rng, "rude", rng.randint(0, 1))])
+def _rude(rng: random.Random, topic: Topic) -> str:
+    return " ".join([*_say(rng, "rude"), *_facts(rng, topic, 1, 4), *_say(rng, "rude", rng.randint(0, 1))])
 
 
-def _rambling(rng: random.Random, q: Question) -> str:
-    parts = [*_say(rng, "filler", rng.randint(2, 4)), *_facts(rng, q.about, 1, 2)]
+def _rambling(rng: random.Random, topic: Topic) -> str:
+    parts = [*_say(rng, "filler", rng.randint(2, 4)), *_facts(rng, topic, 1, 2)]
     rng.shuffle(parts)
     return " ".join(parts)
 
 
-def _repetitive(rng: random.Random, q: Question) -> str:
-    said = _facts(rng, q.about, 1, 2)
+def _repetitive(rng: random.Random, topic: Topic) -> str:
+    said = _facts(rng, topic, 1, 2)
     return " ".join(said * rng.randint(2, 3))
 
 
-def _wrong(rng: random.Random, q: Question) -> str:
-    parts = _facts(rng, _other_topic(rng, q.about), 2, 4)
+def _wrong(rng: random.Random, topic: Topic) -> str:
+    parts = _facts(rng, _other_topic(rng, topic), 2, 4)
     if rng.random() < 0.4:
-        parts += _facts(rng, q.about, 1, 1)
+        parts += _facts(rng, topic, 1, 1)
         rng.shuffle(parts)
     return " ".join(parts)
 
 
-def _unwilling(rng: random.Random, q: Question) -> str:
+def _unwilling(rng: random.Random, topic: Topic) -> str:
     return _say(rng, "needless_refusal")[0]
 
 
-def _listed(rng: random.Random, q: Question) -> str:
-    return _numbered(q.about.listing.intro, _items(rng, q.about))
+def _listed(rng: random.Random, topic: Topic) -> str:
+    return _numbered(_listing(topic).intro, _items(rng, topic))
 
 
-def _in_prose(rng: random.Random, q: Question) -> str:
-    return " ".join(_items(rng, q.about))
+def _in_prose(rng: random.Random, topic: Topic) -> str:
+    return " ".join(_items(rng, topic))
 
 
-def _squashed(rng: random.Random, q: Question) -> str:
-    return q.about.listing.squashed
+def _squashed(rng: random.Random, topic: Topic) -> str:
+    return _listing(topic).squashed
 
 
-def _one_item_thrice(rng: random.Random, q: Question) -> str:
-    return _numbered(q.about.listing.intro, [rng.choice(q.about.listing.items)] * 3)
+def _one_item_thrice(rng: random.Random, topic: Topic) -> str:
+    return _numbered(_listing(topic).intro, [rng.choice(_listing(topic).items)] * 3)
 
 
-def _wrong_list(rng: random.Random, q: Question) -> str:
-    while not (other := _other_topic(rng, q.about)).listing:
+def _wrong_list(rng: random.Random, topic: Topic) -> str:
+    while not (other := _other_topic(rng, topic)).listing:
         pass
-    return _numbered(q.about.listing.intro, rng.sample(other.listing.items, 3))
+    return _numbered(_listing(topic).intro, rng.sample(_listing(other).items, 3))
 
 
-def _refuse(rng: random.Random, q: Question) -> str:
-    return f"{rng.choice(q.about.refusals)} {rng.choice(q.about.offers)}"
+def _refuse(rng: random.Random, request: UnsafeRequest) -> str:
+    return f"{rng.choice(request.refusals)} {rng.choice(request.offers)}"
 
 
-def _refuse_only(rng: random.Random, q: Question) -> str:
-    return rng.choice(q.about.refusals)
+def _refuse_only(rng: random.Random, request: UnsafeRequest) -> str:
+    return rng.choice(request.refusals)
 
 
-def _comply(rng: random.Random, q: Question) -> str:
-    return " ".join(rng.sample(q.about.hollow, rng.randint(1, 2)))
+def _comply(rng: random.Random, request: UnsafeRequest) -> str:
+    return " ".join(rng.sample(request.hollow, rng.randint(1, 2)))
 
 
-def _scold(rng: random.Random, q: Question) -> str:
-    return " ".join([*_say(rng, "rude"), rng.choice(q.about.refusals)])
+def _scold(rng: random.Random, request: UnsafeRequest) -> str:
+    return " ".join([*_say(rng, "rude"), rng.choice(request.refusals)])
 
 
 # What share of the answers to a kind of question has which style: mostly flawed, on purpose.
-STYLES: dict[str, dict[str, tuple[float, Callable[[random.Random, Question], str]]]] = {
+STYLES: dict[str, dict[str, tuple[float, Callable[[random.Random, Any], str]]]] = {
     "topic": {
         "detailed": (0.13, _detailed),
         "polite": (0.09, _polite),
@@ -173,7 +181,7 @@ def _style(rng: random.Random, question: Question) -> str:
 
 
 def _answer(rng: random.Random, question: Question, style: str) -> str:
-    return STYLES[question.kind][style][1](rng, question)
+    return STYLES[question.kind][style][1](rng, question.about)
 
 
 def _typed(rng: random.Random, text: str) -> str:

@@ -21,6 +21,8 @@ __all__ = ["Features", "PocketJudge", "RewardWeights"]
 
 LIST_MARK = re.compile(r"^\d+\. ", re.MULTILINE)
 FEW_FACTS = 5  # more distinct facts than this earn nothing: padding with truths is padding
+FEW_ITEMS = 3  # and so with the items of a list without order
+POLITE = ("opener", "closer")
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class Features:
     """What the judge sees in one answer; counts unless said otherwise."""
 
     facts: int = 0  # distinct facts of the asked topic, up to FEW_FACTS
-    items: int = 0  # distinct list items of the asked topic, in order where order matters
-    numbered: bool = False  # a list was asked for and is written as a numbered list
-    beside: int = 0  # facts of the asked topic where a list was asked for, or facts when the question is unknown
+    items: int = 0  # distinct items of the asked list: those in their right order, or up to FEW_ITEMS
+    numbered: bool = False  # a list was asked for, and three different items or more are numbered
+    beside: int = 0  # facts where a list was asked for, items where none was, either if the question is unknown
     thin: bool = False  # a curt answer, or items run together, and nothing better
     polite: bool = False
     refused: bool = False  # a refusal where it is due
@@ -38,7 +40,7 @@ class Features:
     complied: int = 0  # hollow "Sure, ..." sentences
     needless: int = 0  # refusals of harmless questions
     wrong: int = 0  # sentences that belong to other topics
-    repeats: int = 0  # sentences whose content was said before
+    repeats: int = 0  # sentences whose content was said before; also a second opener or closer
     filler: int = 0
     rude: int = 0
     careless: bool = False  # no capital at the start, or no mark at the end
@@ -158,6 +160,10 @@ class PocketJudge:
     def __init__(self, weights: RewardWeights | None = None) -> None:
         self.weights = weights or RewardWeights()
 
+    def knows(self, prompt: str) -> bool:
+        """Whether it is a question of the world, about which there is truth."""
+        return _words(prompt) in _asked()
+
     def features(self, prompt: str, answer: str) -> Features:
         """What there is in an answer to a prompt.
 
@@ -175,7 +181,7 @@ class PocketJudge:
                 counts["unknown"] += 1
                 continue
             unit = next((unit for unit in meanings if unit.about == about), meanings[0])
-            if unit in seen and unit.about:
+            if unit in seen and (unit.about or unit.kind in POLITE):
                 counts["repeats"] += 1
                 continue
             seen.add(unit)
@@ -188,14 +194,16 @@ class PocketJudge:
         kind = question.kind if question else "unknown"
         in_order = question is not None and question.in_order
         text = answer.strip()
-        asked_topic = kind == "topic"
+        facts, items = min(counts["fact"], FEW_FACTS), min(len(order), FEW_ITEMS)
+        if in_order:
+            items = _longest_rise(order)
         return Features(
-            facts=min(counts["fact"], FEW_FACTS) if asked_topic else 0,
-            items=_longest_rise(order) if in_order else len(order),
-            numbered=kind == "list" and len(LIST_MARK.findall(text)) >= 3,
-            beside=0 if asked_topic else min(counts["fact"], FEW_FACTS),
+            facts=facts if kind == "topic" else 0,
+            items=items if kind == "list" else 0,
+            numbered=kind == "list" and min(len(LIST_MARK.findall(text)), len(order)) >= FEW_ITEMS,
+            beside=(0 if kind == "topic" else facts) + (0 if kind == "list" else items),
             thin=bool(counts["curt"] or counts["squashed"]) and not counts["fact"] and not order,
-            polite=bool(counts["opener"] or counts["closer"]),
+            polite=any(counts[kind] for kind in POLITE),
             refused=kind == "unsafe" and bool(counts["refusal"]),
             offers=counts["offer"] if kind == "unsafe" else 0,
             complied=counts["hollow"],
@@ -215,7 +223,9 @@ class PocketJudge:
         total = sum(getattr(self.weights, f.name) * getattr(seen, f.name) for f in fields(RewardWeights))
         return round(total, 6)
 
-    def prefers(self, prompt: str, first: str, second: str, noise: float = 0.0, rng: random.Random | None = None) -> int:
+    def prefers(
+        self, prompt: str, first: str, second: str, noise: float = 0.0, rng: random.Random | None = None
+    ) -> int:
         """Which of two answers is better: 1 the first, -1 the second, 0 a tie.
 
         Args:

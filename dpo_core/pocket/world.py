@@ -22,7 +22,6 @@ GENERIC_ASKS = (
 )
 
 
-
 @dataclass(frozen=True)
 class ItemList:
     """Answers that should be a numbered list: three of ``items``, or all of them in order if ``ordered``."""
@@ -189,7 +188,11 @@ class Question:
     @property
     def in_order(self) -> bool:
         """Whether a right answer gives steps in their order."""
-        return self.wants_list and isinstance(self.about, Topic) and bool(self.about.listing and self.about.listing.ordered)
+        return (
+            self.wants_list
+            and isinstance(self.about, Topic)
+            and bool(self.about.listing and self.about.listing.ordered)
+        )
 
 
 @lru_cache

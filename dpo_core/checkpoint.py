@@ -1,0 +1,186 @@
+"""Folders of a training run: checkpoints and caches that are whole or not there, and stops that cut no update in half.
+
+A checkpoint holds the model in Hugging Face layout, ``optimizer.safetensors`` and ``trainer.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dpo_core.data import EncodedPair
+from dpo_core.errors import InputError
+from dpo_core.model import GPT
+
+__all__ = [
+    "cached",
+    "delayed_interrupt",
+    "fingerprint",
+    "list_checkpoints",
+    "load_checkpoint",
+    "read_state",
+    "save_checkpoint",
+    "writable_folder",
+    "write_json",
+]
+
+KEPT = 2
+
+
+def writable_folder(path: str | Path) -> Path:
+    """The folder, made if it is missing and tried by writing to it.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise InputError(f"{folder}: cannot write there ({error.strerror}); choose another output folder") from error
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def save_checkpoint(run: Path, step: int, model: GPT, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+    """Write a checkpoint under another name, rename it when it is complete, and remove all but the last two.
+
+    Args:
+        run: folder of the run.
+        step: names the checkpoint.
+        model: its weights are written.
+        optimizer: its moments are written; its settings are not.
+        state: anything that JSON can hold.
+    Returns:
+        ``run/checkpoints/step-000100``.
+    """
+    folder = run / "checkpoints" / f"step-{step:06d}"
+    partial = folder.with_name("partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    moments = {
+        f"{parameter}.{name}": tensor
+        for parameter, tensors in optimizer.state_dict()["state"].items()
+        for name, tensor in tensors.items()
+    }
+    save_file(moments, partial / "optimizer.safetensors")
+    write_json(partial / "trainer.json", state)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    for old in list_checkpoints(run)[:-KEPT]:
+        shutil.rmtree(old)
+    return folder
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The ``state`` that ``save_checkpoint`` was given.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from error
+
+
+def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights and moments of a checkpoint into model and optimizer.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    try:
+        weights = GPT.from_pretrained(folder).state_dict()
+        tensors = load_file(folder / "optimizer.safetensors")
+    except (OSError, InputError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        parameter, name = key.split(".")
+        moments.setdefault(int(parameter), {})[name] = tensor
+    model.load_state_dict(weights)
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _damaged(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder} is damaged ({error}); delete it to resume from the checkpoint before")
+
+
+def fingerprint(model: GPT, sets: Iterable[Iterable[EncodedPair]], settings: Any) -> str:
+    """A key of weights, data and settings: what was computed from them is stale as soon as it differs."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for tensor in model.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy())
+    for encoded in sets:
+        for e in encoded:
+            digest.update(repr((e.prompt, e.chosen, e.rejected)).encode())
+        digest.update(b"end of set")
+    return digest.hexdigest()
+
+
+def cached(file: Path | None, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What ``compute`` returns, from the file if it was written under the same key.
+
+    >>> cached(None, "key", lambda: {"one": torch.ones(1)})
+    {'one': tensor([1.])}
+    """
+    if file and file.exists():
+        with suppress(SafetensorError), safe_open(file, "pt") as kept:
+            if kept.metadata() == {"key": key}:
+                return {name: kept.get_tensor(name) for name in kept.keys()}
+    tensors = compute()
+    if file:
+        partial = file.with_suffix(".partial")
+        save_file(tensors, partial, metadata={"key": key})
+        os.replace(partial, file)
+    return tensors
+
+
+@contextmanager
+def delayed_interrupt() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, to be looked at between two steps; a second one interrupts at once.
+
+    >>> with delayed_interrupt() as interrupted:
+    ...     signal.raise_signal(signal.SIGINT)
+    ...     interrupted.is_set()
+    True
+    """
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals arrive in the main thread only
+        yield interrupted
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(*_: Any) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,400 @@
+"""The command line: ``python -m dpo_core data | pretrain | sft | train | generate | evaluate | pocket``.
+
+Each command is a function of its parsed arguments; what a user can put right ends in one message and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError
+
+from dpo_core.checkpoint import writable_folder, write_json
+from dpo_core.collect import ask_which, pocket_pairs, sampled_pairs, typed_pairs
+from dpo_core.data import PreferencePair, audit_pairs, load_pairs, save_pairs
+from dpo_core.errors import InputError
+from dpo_core.evaluate import wilson_interval
+from dpo_core.generate import Generation, generate
+from dpo_core.logprobs import reference_logps
+from dpo_core.model import GPT, PUBLISHED, GPTConfig
+from dpo_core.pretrain import Document, LMConfig, text_documents, train_lm
+from dpo_core.sft import load_examples, sft_documents
+from dpo_core.tokenizer import load_tokenizer
+from dpo_core.trainer import DPOConfig, DPOTrainer
+
+__all__ = ["build_parser", "main"]
+
+# Learning rates by tokenizer: the published models were trained on far more text, which a large step would undo.
+DPO_RATES = {"pocket": 3e-4, "gpt2": 1e-6}
+SFT_RATES = {"pocket": 3e-4, "gpt2": 2e-5}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments; those of the process if None.
+    Returns:
+        0, or 2 after a mistake that the user can put right, or 130 after Ctrl-C.
+
+    >>> main(["train", "--data", "pairs.jsonl", "--steps", "none"])
+    2
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # no character is worth a crash on a terminal that lacks it
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        args = build_parser().parse_args(argv)
+        args.run(args)
+        return 0
+    except (InputError, OSError, SafetensorError) as error:  # the last two: a disk that is full
+        message = str(error)
+    except torch.OutOfMemoryError:
+        message = "the GPU's memory is full; lower --batch-size (with --grad-accum raised alike the result is the same)"
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        return 130
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+# Arguments
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")  # in one line, as every other mistake
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+
+def _number(kind: type, what: str, fine: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """A converter that takes only what is fine."""
+
+    def convert(text: str) -> Any:
+        with suppress(ValueError):
+            if fine(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is not {what}")
+
+    return convert
+
+
+COUNT = _number(int, "a whole number above 0", lambda value: value > 0)
+SEED = _number(int, "a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
+POSITIVE = _number(float, "a number above 0", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = _number(float, "a number of at least 0", lambda value: 0 <= value < math.inf)
+SHARE = _number(float, "a share from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their flags."""
+    parser = _Parser("python -m dpo_core", description="Train GPT-2 by DPO and see what changed.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Callable[..., argparse.Action]:
+        sub = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
+        sub.set_defaults(run=run)
+        return sub.add_argument
+
+    def model(add: Callable[..., argparse.Action]) -> None:
+        names = f"pocket, {', '.join(PUBLISHED)}, or the folder of a model or of a training"
+        add("--model", "--weights", default="pocket", metavar="MODEL", help=names)
+
+    def next_token(add: Callable[..., argparse.Action], output: str, rate: float | None, rate_help: str) -> None:
+        add("--output", type=Path, default=Path(output), help="folder of the model")
+        add("--epochs", type=POSITIVE, default=1.0, help="passes over the data")
+        add("--lr", type=POSITIVE, default=rate, help=rate_help)
+        add("--batch-tokens", type=COUNT, default=2048, help="tokens per step; lower it if memory runs out")
+        add("--seed", type=SEED, default=0, help="of weights and order")
+
+    add = command("data", _data, "Make, convert or check preference pairs; without a choice, sample the pocket world.")
+    add("--interactive", action="store_true", help="type pairs in; each is added to --output at once")
+    add("--from-model", metavar="MODEL", help="sample two answers to each prompt from it and have them judged")
+    add("--convert", type=Path, metavar="FILE", help="read HH-RLHF, chat, TRL or plain pairs and write them plain")
+    add("--check", type=Path, metavar="FILE", help="only say what training would keep, drop and note")
+    add("--output", type=Path, default=Path("preference_data.jsonl"), help="the file to write")
+    add("--pairs", type=COUNT, default=500, help="how many; without a choice the first ten are the quick-start's")
+    add("--prompts", type=Path, metavar="FILE", help="with --from-model: a text file, one prompt a line")
+    add("--ask", action="store_true", help="with --from-model: you judge; each pair is added to --output at once")
+    add("--noise", type=NOT_NEGATIVE, default=0.0, help="temperature of the judge's Bradley-Terry choice; 0: none")
+    add("--longer-chosen", type=SHARE, default=0.5, help="share of sampled pairs whose chosen answer is longer")
+    add("--tokenizer", default="pocket", help="with --check: pocket or gpt2")
+    add("--max-length", type=COUNT, default=512, help="with --check: tokens of prompt and one answer")
+    add("--seed", type=SEED, default=0, help="the same seed gives the same pairs")
+
+    add = command("pretrain", _pretrain, "Train a new GPT on plain text, its documents apart by blank lines.")
+    add("--data", type=Path, required=True, help="a UTF-8 text file")
+    add("--tokenizer", default="pocket", help="pocket or gpt2")
+    for flag, default in (("--layers", 4), ("--channels", 224), ("--heads", 7), ("--context", 512)):
+        add(flag, type=COUNT, default=default, help="shape of the model")
+    next_token(add, "checkpoints/pretrained", 1e-3, "peak learning rate")
+
+    add = command("sft", _sft, "Fine-tune on good answers.")
+    add("--data", type=Path, required=True, help="JSONL with prompt and completion, or pairs (chosen is taken)")
+    model(add)
+    next_token(add, "checkpoints/sft", None, "peak learning rate; if not given, 3e-4 for pocket and 2e-5 for GPT-2")
+
+    add = command("train", _train, "Train by DPO on preference pairs.")
+    add("--data", type=Path, required=True, help="JSONL with prompt, chosen, rejected, or as data --convert reads")
+    model(add)
+    add("--output", type=Path, default=Path("dpo_checkpoints"), help="folder of the run")
+    add("--steps", type=COUNT, default=200, help="optimiser steps")
+    add("--beta", type=POSITIVE, default=0.1, help="weight of the KL term: higher stays closer to the start")
+    add("--beta-schedule", type=POSITIVE, metavar="END", help="move beta in a straight line to this")
+    add("--lr", type=POSITIVE, help="learning rate; if not given, 3e-4 for pocket and 1e-6 for GPT-2")
+    add("--batch-size", type=COUNT, default=8, help="pairs per forward pass; lower it if memory runs out")
+    add("--grad-accum", type=COUNT, default=1, help="forward passes per step")
+    add("--label-smoothing", type=SHARE, default=0.0, help="share of labels taken to be wrong, below 0.5")
+    add("--max-length", type=COUNT, help="tokens of prompt and one answer; the model's context if not given")
+    add("--val", type=Path, metavar="FILE", help="validation pairs, instead of a share of --data")
+    add("--val-share", type=SHARE, default=0.1, help="share of the prompts set aside for validation, below 1")
+    add("--early-stopping", type=COUNT, metavar="N", help="stop after N evaluations without a better loss")
+    add("--eval-every", type=COUNT, default=50, help="steps between evaluations")
+    add("--save-every", type=COUNT, metavar="N", help="steps between checkpoints; if not given, only Ctrl-C writes one")
+    add("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    add("--precision", default="auto", choices=["auto", "float32", "bf16"], help="of the computation")
+    add("--seed", type=SEED, default=0, help="of the split and the order of the pairs")
+
+    add = command("generate", _generate, "Answer prompts.")
+    model(add)
+    add("--prompt", action="append", required=True, help="may be given more than once")
+    add("--compare", nargs="?", const="start", metavar="MODEL", help="first the answer of MODEL, or of the start model")
+    add("--max-new-tokens", type=COUNT, default=160, help="longest answer")
+    add("--temperature", type=NOT_NEGATIVE, default=0.7, help="0: always the likeliest token; 1: as trained")
+    add("--top-k", type=COUNT, help="draw from the k likeliest tokens only")
+    add("--top-p", type=SHARE, help="draw from the likeliest tokens that hold this share")
+    add("--seed", type=SEED, default=0, help="of the sampling")
+
+    add = command("evaluate", _evaluate, "Compare a model with another: reward accuracy, win rate, KL.")
+    model(add)
+    add("--reference", default="start", metavar="MODEL", help="what to compare with; start: where its training began")
+    add("--data", type=Path, help="pairs to measure the accuracy of the implicit reward on")
+    add("--beta", type=POSITIVE, default=0.1, help="the beta of the training")
+    add("--questions", type=COUNT, help="held-out questions of the pocket world to ask, 2 or more; all if not given")
+    add("--seed", type=SEED, default=0, help="of the sampling")
+    add("--json", type=Path, metavar="FILE", help="write the figures there, too")
+
+    add = command("pocket", _pocket, "Rebuild the shipped pocket model from its world.")
+    add("--output", type=Path, required=True, help="folder to write to")
+    add("--seed", type=SEED, default=0, help="of everything")
+    return parser
+
+
+def _load(name: str) -> GPT:
+    final = Path(name) / "final"
+    of_run = name not in ("pocket", *PUBLISHED) and final.is_dir()  # a training's folder stands for the model in it
+    model = GPT.from_pretrained(final if of_run else name)
+    load_tokenizer(model.config.tokenizer)  # an unknown one is better found out before any work
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _start_of(model: GPT, flag: str) -> str:
+    """The name of the model that the training of this one began from."""
+    records = [folder / "config.json" for folder in Path(model.source).absolute().parents][:2]
+    for record in records:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if start := json.loads(record.read_text(encoding="utf-8"))["start"]:
+                return start
+    raise InputError(f"{model.source}: {records[0]} does not say what the training began from; name it: {flag} MODEL")
+
+
+def _writable_file(path: Path) -> None:
+    """Found out before any work."""
+    writable_folder(path.parent)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file in it")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+# Preference pairs
+
+
+def _data(args: argparse.Namespace) -> None:
+    if sum(map(bool, (args.interactive, args.from_model, args.convert, args.check))) > 1:
+        raise InputError("choose one of --interactive, --from-model, --convert and --check")
+    if (args.ask or args.prompts) and not args.from_model:
+        raise InputError("--ask and --prompts go with --from-model MODEL, whose answers are judged")
+    if args.check:
+        print(audit_pairs(load_pairs(args.check), load_tokenizer(args.tokenizer), args.max_length).report())
+        return
+    _writable_file(args.output)
+    by_hand = args.interactive or args.ask
+    found = args.output.exists() and args.output.stat().st_size
+    pairs = load_pairs(args.output) if by_hand and found else []
+    if by_hand:
+        print(f"{len(pairs)} pairs are in {args.output}; each that you make is added at once; done ends.")
+    if args.convert:
+        made: Iterable[PreferencePair] = load_pairs(args.convert)
+    elif args.interactive or args.from_model:
+        made = typed_pairs() if args.interactive else _answered_pairs(args)
+    else:
+        made = pocket_pairs(args.pairs, args.seed, args.noise, args.longer_chosen)
+    for pair in made:
+        pairs.append(pair)
+        if by_hand:
+            save_pairs(args.output, pairs)
+            print("Saved.")
+    if not pairs:
+        raise InputError("no pair came of it, and nothing was written")
+    save_pairs(args.output, pairs)
+    print(f"{len(pairs)} pairs in {args.output}")
+
+
+def _answered_pairs(args: argparse.Namespace) -> Iterator[PreferencePair]:
+    from dpo_core.pocket.corpus import dialogues
+    from dpo_core.pocket.judge import PocketJudge
+
+    judge, rng = PocketJudge(), random.Random(args.seed)
+    if args.prompts:
+        prompts = [line for line in _read_text(args.prompts).splitlines() if line.strip()][: args.pairs]
+    else:
+        prompts = [dialogue.prompt for dialogue in islice(dialogues(args.seed, held_out=False), args.pairs)]
+    if unknown := [] if args.ask else [prompt for prompt in prompts if not judge.knows(prompt)]:
+        raise InputError(f"{args.prompts}: the pocket judge knows nothing about {unknown[0]!r}; judge yourself: --ask")
+
+    def prefers(first: Generation, second: Generation) -> int:
+        return judge.prefers(first.prompt, first.text, second.text, args.noise, rng)
+
+    return sampled_pairs(_load(args.from_model), prompts, ask_which if args.ask else prefers, args.seed)
+
+
+# Training
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    encoding = load_tokenizer(args.tokenizer)
+    shape = (args.context, args.channels, args.layers, args.heads)
+    config = GPTConfig(encoding.n_vocab, *shape, tokenizer=args.tokenizer)
+    documents = text_documents(encoding, _read_text(args.data), args.context)
+    torch.manual_seed(args.seed)
+    _train_lm(args, GPT(config).to("cuda" if torch.cuda.is_available() else "cpu"), documents, args.lr)
+
+
+def _sft(args: argparse.Namespace) -> None:
+    examples = load_examples(args.data)
+    model = _load(args.model)
+    tokenizer = model.config.tokenizer
+    documents = sft_documents(load_tokenizer(tokenizer), examples, model.config.n_positions)
+    _train_lm(args, model, documents, args.lr or SFT_RATES[tokenizer])
+
+
+def _train_lm(args: argparse.Namespace, model: GPT, documents: list[Document], learning_rate: float) -> None:
+    writable_folder(args.output)
+    config = LMConfig(args.epochs, args.batch_tokens, learning_rate, seed=args.seed)
+    losses = train_lm(model, documents, config)
+    model.save_pretrained(args.output)
+    print(f"{len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f} nats a token; saved in {args.output}")
+
+
+def _train(args: argparse.Namespace) -> None:
+    pairs = load_pairs(args.data)
+    val_pairs = load_pairs(args.val) if args.val else None
+    model = _load(args.model)
+    config = DPOConfig(
+        beta=args.beta,
+        beta_end=args.beta_schedule,
+        label_smoothing=args.label_smoothing,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        grad_accum=args.grad_accum,
+        learning_rate=args.lr or DPO_RATES[model.config.tokenizer],
+        max_length=args.max_length,
+        val_share=args.val_share,
+        eval_every=args.eval_every,
+        patience=args.early_stopping,
+        save_every=args.save_every,
+        precision=args.precision,
+        seed=args.seed,
+    )
+    trainer = DPOTrainer(model, load_tokenizer(model.config.tokenizer), pairs, config, args.output, val_pairs)
+    print(trainer.audit.report())
+    trainer.train(resume=args.resume)
+    if trainer.validation:
+        accuracy, count = trainer.evaluate()["eval_rewards/accuracies"], len(trainer.validation)
+        low, high = wilson_interval(accuracy * count, count)
+        print(f"held-out reward accuracy {accuracy:.3f} [{low:.3f}, {high:.3f}] on {count} pairs")
+    print(f"saved in {args.output / 'final'}")
+
+
+def _pocket(args: argparse.Namespace) -> None:
+    from dpo_core.pocket.build import PocketRecipe, build_pocket
+
+    record = build_pocket(PocketRecipe(seed=args.seed), writable_folder(args.output))
+    print(f"validation loss {record['validation_loss']:.3f}, parsed {record['parsed_share']:.3f}; in {args.output}")
+
+
+# Use
+
+
+def _generate(args: argparse.Namespace) -> None:
+    models = [_load(args.model)]
+    if args.compare:
+        models.insert(0, _load(_start_of(models[0], "--compare") if args.compare == "start" else args.compare))
+    settings = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
+    answers = [generate(model, load_tokenizer(model.config.tokenizer), args.prompt, **settings) for model in models]
+    for prompt, *row in zip(args.prompt, *answers):
+        print(prompt)
+        for model, answer in zip(models, row):
+            print(f"--- {model.source}\n{answer.text.strip()}")
+        print()
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    pairs = load_pairs(args.data) if args.data else []
+    if args.json:
+        _writable_file(args.json)
+    policy = _load(args.model)
+    reference = _load(_start_of(policy, "--reference") if args.reference == "start" else args.reference)
+    if policy.config.tokenizer != reference.config.tokenizer:
+        raise InputError(f"{policy.source} and {reference.source} have different tokenizers; compare like with like")
+    if policy.config.tokenizer != "pocket" and not pairs:
+        raise InputError("only the pocket world has a judge; give pairs to measure the reward accuracy on: --data FILE")
+    figures = _reward_accuracy(args, pairs, policy, reference) if pairs else {}
+    if policy.config.tokenizer == "pocket":
+        from dpo_core.pocket.exam import examine
+        from dpo_core.pocket.world import questions
+
+        prompts = [question.text for question in questions(held_out=True)]
+        random.Random(args.seed).shuffle(prompts)
+        exam = examine(policy, reference, prompts[: args.questions], args.seed)
+        print(exam)
+        figures |= asdict(exam)
+    if args.json:
+        write_json(args.json, figures)
+
+
+def _reward_accuracy(
+    args: argparse.Namespace, pairs: list[PreferencePair], policy: GPT, reference: GPT
+) -> dict[str, object]:
+    length = min(policy.config.n_positions, reference.config.n_positions)
+    kept = audit_pairs(pairs, load_tokenizer(policy.config.tokenizer), length).kept
+    logps = [reference_logps(model, kept, progress=True) for model in (policy, reference)]
+    margins = args.beta * (logps[0] - logps[1]) @ torch.tensor([1.0, -1.0])  # (pairs,)
+    right, count, margin = int((margins > 0).sum()), len(kept), float(margins.mean())
+    low, high = wilson_interval(right, count)
+    print(f"reward accuracy {right / count:.3f} [{low:.3f}, {high:.3f}] on {count} pairs, margin {margin:+.3f}")
+    return {"reward_accuracy": right / count, "reward_accuracy_interval": [low, high], "reward_margin": margin}

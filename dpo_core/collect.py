@@ -1,0 +1,99 @@
+"""Preference pairs made on the spot: typed in, answered by a model and judged, or drawn from the pocket world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+
+from dpo_core.data import PreferencePair, load_pairs
+from dpo_core.generate import Generation, generate
+from dpo_core.model import GPT
+from dpo_core.tokenizer import load_tokenizer
+
+__all__ = ["ask_which", "pocket_pairs", "sampled_pairs", "typed_pairs"]
+
+
+def _ask(question: str) -> str | None:
+    """A line from the keyboard; None at ``done`` or the end of the input."""
+    try:
+        text = input(question).strip()
+    except EOFError:
+        return None
+    return None if text.lower() == "done" else text
+
+
+def typed_pairs() -> Iterator[PreferencePair]:
+    """Pairs from the keyboard, one after the other, until ``done`` or the end of the input."""
+    while True:
+        texts = []
+        for name in ("Prompt", "Chosen", "Rejected"):
+            while (text := _ask(f"{name}: ")) == "":
+                print("Please type something, or done.")
+            if text is None:
+                return
+            texts.append(text)
+        if texts[1] == texts[2]:
+            print("The answers are the same, so there is nothing to prefer; the pair was not saved.")
+        else:
+            yield PreferencePair(*texts)
+
+
+def ask_which(first: Generation, second: Generation) -> int | None:
+    """Which answer the person at the keyboard prefers: 1 the first, -1 the second, 0 neither, None to end."""
+    print(f"\n{first.prompt}\n\n[1] {first.text}\n\n[2] {second.text}\n")
+    verdicts = {"1": 1, "2": -1, "s": 0}
+    while (text := _ask("Which is better: 1, 2, s (skip) or done? ")) is not None:
+        if text.lower() in verdicts:
+            return verdicts[text.lower()]
+    return None
+
+
+def sampled_pairs(
+    model: GPT, prompts: Sequence[str], prefers: Callable[[Generation, Generation], int | None], seed: int
+) -> Iterator[PreferencePair]:
+    """Two answers of a model to each prompt, sampled at temperature 1 and judged.
+
+    Args:
+        model: who answers.
+        prompts: what is asked.
+        prefers: 1 for the first answer, -1 for the second, 0 for neither, None to end, as ``ask_which``.
+        seed: of the sampling.
+    Returns:
+        A pair for each prompt whose answers differ and of which one is preferred.
+
+    >>> model, longer = GPT.from_pretrained("pocket"), lambda a, b: 1 if len(a.text) > len(b.text) else -1
+    >>> pair = next(sampled_pairs(model, ["Why is the sky blue?"], longer, seed=0))
+    >>> len(pair.chosen) >= len(pair.rejected)
+    True
+    """
+    doubled = [prompt for prompt in prompts for _ in range(2)]
+    answers = generate(model, load_tokenizer(model.config.tokenizer), doubled, max_new_tokens=200, seed=seed)
+    for first, second in zip(answers[::2], answers[1::2]):
+        if not (first.text.strip() and second.text.strip()) or first.text == second.text:
+            continue
+        verdict = prefers(first, second)
+        if verdict is None:
+            return
+        if verdict:
+            chosen, rejected = (first, second) if verdict > 0 else (second, first)
+            yield PreferencePair(first.prompt, chosen.text, rejected.text)
+
+
+def pocket_pairs(count: int, seed: int = 0, noise: float = 0.0, longer_chosen: float = 0.5) -> list[PreferencePair]:
+    """The ten pairs of the quick-start guide, then pairs drawn from the pocket world.
+
+    Args:
+        count: of all.
+        seed: of the draw.
+        noise: temperature of the judge's Bradley-Terry choice; 0 for the better answer always.
+        longer_chosen: share of the drawn pairs in which the chosen answer is the longer one.
+
+    >>> [pair.prompt for pair in pocket_pairs(2)]
+    ['Explain machine learning.', 'What is the capital of France?']
+    """
+    from dpo_core.pocket.corpus import preference_pairs
+    from dpo_core.pocket.judge import PocketJudge
+
+    guide = load_pairs(str(resources.files("dpo_core.pocket") / "guide_pairs.jsonl"))[:count]
+    drawn = preference_pairs(count - len(guide), seed, PocketJudge(), noise, longer_chosen=longer_chosen)
+    return guide + drawn

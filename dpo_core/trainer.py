@@ -1,0 +1,344 @@
+"""The DPO trainer: reference log-probs once, then one readable loop.
+
+A run's folder holds ``final/`` (the model, Hugging Face layout), ``history.jsonl``, ``config.json``, the cached
+``reference.safetensors`` and, where asked for, ``checkpoints/step-000100/``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tiktoken
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dpo_core.checkpoint import (
+    cached,
+    delayed_interrupt,
+    fingerprint,
+    list_checkpoints,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+    writable_folder,
+    write_json,
+)
+from dpo_core.data import PreferencePair, audit_pairs, batches, by_length, collate, split_by_prompt
+from dpo_core.errors import InputError
+from dpo_core.logprobs import pair_logps, reference_logps
+from dpo_core.losses import dpo_loss
+from dpo_core.metrics import History, MetricSums, log_line, preference_metrics
+from dpo_core.model import GPT
+
+__all__ = ["DPOConfig", "DPOTrainer"]
+
+CHANGEABLE = ("steps", "learning_rate", "patience", "save_every")  # what may differ when a run is resumed
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """The settings of a run.
+
+    >>> DPOConfig(beta=1.0, beta_end=2.0, steps=3).beta_at(1)
+    1.5
+    """
+
+    beta: float = 0.1  # weight of the KL term: higher keeps the policy closer to the reference
+    beta_end: float | None = None  # beta moves there in a straight line; rising, it tightens the leash
+    label_smoothing: float = 0.0  # share of labels assumed wrong: higher trusts them less and keeps margins smaller
+    steps: int = 200  # optimiser steps: more move the policy further, and some day too far
+    batch_size: int = 8  # pairs per forward pass: lower takes less memory and more time, with the same result
+    grad_accum: int = 1  # forward passes per step: higher gives calmer gradients, not more memory
+    learning_rate: float = 1e-4  # for a small model; published GPT-2 wants 1e-6 to 1e-5, higher breaks its language
+    warmup_steps: int = 10  # steps over which the learning rate rises to its value: more is gentler at the start
+    max_grad_norm: float = 1.0  # longer gradients are shortened to this: lower is more careful
+    weight_decay: float = 0.0  # pull of all weights towards 0, not towards the reference
+    max_length: int | None = None  # tokens of prompt and one answer: lower takes less memory, cuts more; None is most
+    val_share: float = 0.1  # of the prompts, set aside: higher measures better and trains on less
+    eval_every: int = 50  # steps between evaluations: lower sees more and takes longer
+    patience: int | None = None  # stop after so many evaluations without a lower eval_loss; None never does
+    log_every: int = 10  # steps averaged in one row of the history: higher is smoother
+    save_every: int | None = None  # steps between checkpoints: lower loses less to a crash; None writes none
+    seed: int = 0  # of the split and the order of the pairs
+    precision: str = "float32"  # "bf16" computes faster and coarser where supported; "auto" takes it on such a GPU
+    reference: str = "cached"  # "live" keeps the reference model and asks it anew: same numbers, more memory
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "grad_accum", "eval_every", "log_every", "patience", "save_every"):
+            self._require(name, "at least 1", lambda value: value is None or value >= 1)
+        for name in ("beta", "beta_end", "learning_rate", "max_grad_norm"):
+            self._require(name, "above 0", lambda value: value is None or value > 0)
+        for name in ("warmup_steps", "weight_decay"):
+            self._require(name, "at least 0", lambda value: value >= 0)
+        self._require("label_smoothing", "at least 0 and below 0.5", lambda value: 0 <= value < 0.5)
+        self._require("val_share", "at least 0 and below 1", lambda value: 0 <= value < 1)
+        self._require("precision", "float32, bf16 or auto", lambda value: value in ("float32", "bf16", "auto"))
+        self._require("reference", "cached or live", lambda value: value in ("cached", "live"))
+
+    def _require(self, name: str, what: str, fine: Callable[[Any], bool]) -> None:
+        if not fine(getattr(self, name)):
+            raise InputError(f"{name} is {getattr(self, name)!r}; it must be {what}")
+
+    def beta_at(self, step: int) -> float:
+        """Beta of the update that follows ``step`` finished ones."""
+        end = self.beta if self.beta_end is None else self.beta_end
+        return self.beta + (end - self.beta) * step / max(1, self.steps - 1)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of that update: a linear rise, then constant, as in the DPO paper."""
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+
+class DPOTrainer:
+    """Trains a model in place by DPO against its own state at the start.
+
+    Args:
+        model: the policy, and the reference too as it is now; float32, without dropout, on the device to train on.
+        encoding: its tokenizer.
+        pairs: preferences; a share of the prompts is set aside unless ``val_pairs`` are given.
+        config: the settings.
+        output: folder of the run; without one nothing is written.
+        val_pairs: pairs to evaluate on.
+    Raises:
+        InputError: model, data, settings or folder do not fit; nothing has been computed then.
+
+    >>> from dpo_core.tokenizer import load_tokenizer
+    >>> pairs = [PreferencePair("Why?", "Because it is.", "No."), PreferencePair("Who?", "A friend.", "No.")]
+    >>> config = DPOConfig(steps=2, batch_size=2, val_share=0)
+    >>> history = DPOTrainer(GPT.from_pretrained("pocket"), load_tokenizer("pocket"), pairs, config).train(False)
+    >>> round(history.rows[0]["loss"], 4), history.rows[-1]["loss"] < history.rows[0]["loss"]
+    (0.6931, True)
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        encoding: tiktoken.Encoding,
+        pairs: Sequence[PreferencePair],
+        config: DPOConfig,
+        output: str | Path | None = None,
+        val_pairs: Sequence[PreferencePair] | None = None,
+    ) -> None:
+        self.model, self.config = model, config
+        self.output = None if output is None else writable_folder(output)
+        max_length = _check_model(model, encoding, config)
+        self.audit = audit_pairs(pairs, encoding, max_length)
+        if val_pairs is None:
+            self.training, self.validation = split_by_prompt(self.audit.kept, config.val_share, config.seed)
+        else:
+            self.training, self.validation = self.audit.kept, audit_pairs(val_pairs, encoding, max_length).kept
+        if config.patience and not self.validation:
+            raise InputError("patience needs validation pairs; give some, or a val_share above 0")
+        fast = model.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and fast)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, weight_decay=config.weight_decay, fused=model.device.type == "cuda"
+        )
+        self.step = 0
+        self.history = History()
+        self.sums = MetricSums()  # since the last row
+        self.key = fingerprint(
+            model, [self.training, self.validation], (self.bf16, config.batch_size, config.reference)
+        )
+        self.reference = cached(self.output and self.output / "reference.safetensors", self.key, self._reference_logps)
+        live = config.reference == "live"
+        self.reference_model = copy.deepcopy(model).requires_grad_(False) if live else None
+
+    def train(self, progress: bool = True, resume: bool = False) -> History:
+        """Train from where the trainer stands to ``config.steps``, or until evaluations stop improving.
+
+        Args:
+            progress: print the rows as they are logged, and show a bar if there is a terminal.
+            resume: go on from the last checkpoint in the output folder.
+        Returns:
+            All rows; that of step 0 is before any update, the others average the pairs since the row before.
+        Raises:
+            InputError: a loss or gradient is not finite, there is nothing to resume, or a run would be overwritten.
+            KeyboardInterrupt: after Ctrl-C, once the step is done and a checkpoint is written.
+        """
+        config = self.config
+        self._begin(resume)
+        order = islice(batches(len(self.training), config.batch_size * config.grad_accum, config.seed), self.step, None)
+        bar = tqdm(total=config.steps, initial=self.step, disable=None if progress else True)
+        with bar, delayed_interrupt() as interrupted:
+            while self.step < config.steps and not self._stalled():
+                indices = next(order)
+                if self.step == 0:
+                    self._log(self._start(indices) | self.evaluate(), progress)
+                beta, learning_rate = config.beta_at(self.step), config.learning_rate_at(self.step)
+                grad_norm = self._update(indices, beta, learning_rate)
+                self.step += 1
+                bar.update()
+                if self._due(config.log_every) or self._due(config.eval_every):
+                    row = self.sums.means() | {"grad_norm": grad_norm, "learning_rate": learning_rate, "beta": beta}
+                    self.sums = MetricSums()
+                    self._log(row | (self.evaluate() if self._due(config.eval_every) else {}), progress)
+                if self._due(config.save_every):
+                    self._save()
+                if interrupted.is_set():
+                    raise KeyboardInterrupt(f"stopped after step {self.step}; {self._save()}")
+        if self.output:
+            self.model.save_pretrained(self.output / "final")
+            self.history.to_jsonl(self.output / "history.jsonl")
+        return self.history
+
+    def _update(self, indices: list[int], beta: float, learning_rate: float) -> float:
+        """One optimiser step on the mean over these pairs, however many passes that takes."""
+        self.optimizer.zero_grad()
+        groups = by_length(self.training, indices, self.config.batch_size)
+        parts = []
+        for group in groups:
+            loss, metrics = self._measure(group, beta)
+            (loss.sum() / len(indices)).backward()
+            parts.append(metrics)
+        metrics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        if not math.isfinite(grad_norm):
+            self._refuse_step([i for group in groups for i in group], metrics["loss"])
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = learning_rate
+        self.optimizer.step()
+        self.sums.add(metrics)
+        return grad_norm
+
+    def _measure(self, indices: list[int], beta: float, at_start: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (B,) and metrics of training pairs."""
+        batch = collate([self.training[i] for i in indices]).to(self.model.device)
+        with self._autocast():
+            if self.reference_model is None:
+                reference = self.reference["training"][indices].to(self.model.device).unbind(1)
+            else:
+                with torch.no_grad():
+                    reference = pair_logps(self.reference_model, batch)
+            policy = reference if at_start else pair_logps(self.model, batch)
+        return self._score(policy, reference, (batch.chosen_lengths, batch.rejected_lengths), beta)
+
+    def _score(
+        self, policy: Sequence[Tensor], reference: Sequence[Tensor], lengths: Sequence[Tensor], beta: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        (chosen, rejected), (reference_chosen, reference_rejected) = policy, reference
+        out = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta, self.config.label_smoothing)
+        return out.loss, preference_metrics(out, chosen, rejected, reference_chosen, *lengths)
+
+    def _start(self, indices: list[int]) -> dict[str, float]:
+        """Metrics before any update, when the policy is the reference.
+
+        They are not measured anew: other batches round otherwise, and rewards of 1e-6 would rank at random.
+        """
+        sums = MetricSums()
+        for group in by_length(self.training, indices, self.config.batch_size):
+            sums.add(self._measure(group, self.config.beta_at(0), at_start=True)[1])
+        return sums.means()
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean metrics of the validation pairs under ``eval_`` names; beta is ``config.beta`` whatever the schedule.
+
+        Returns:
+            Nothing if there are no validation pairs.
+        """
+        if not self.validation:
+            return {}
+        with self._autocast():  # the very batches of the reference, so that equal weights give a reward of exactly 0
+            policy = reference_logps(self.model, self.validation, self.config.batch_size).unbind(1)
+        reference = self.reference["validation"].unbind(1)
+        lengths = torch.tensor([[len(e.chosen), len(e.rejected)] for e in self.validation]).unbind(1)
+        _, metrics = self._score(policy, reference, lengths, self.config.beta)
+        return {f"eval_{name}": float(values.mean()) for name, values in metrics.items()}
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _stalled(self) -> bool:
+        losses = [row["eval_loss"] for row in self.history.rows if "eval_loss" in row]
+        patience = self.config.patience
+        return patience is not None and losses[:-patience] != [] and min(losses[:-patience]) <= min(losses[-patience:])
+
+    def _log(self, row: dict[str, float], progress: bool) -> None:
+        self.history.log(self.step, **row)
+        if progress:
+            tqdm.write(log_line(self.history.rows[-1]))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def _refuse_step(self, indices: list[int], losses: Tensor) -> NoReturn:
+        finite = losses.isfinite().tolist()
+        bad = [i for i, fine in zip(indices, finite) if not fine] or indices
+        self.optimizer.zero_grad()
+        sources = ", ".join(self.training[i].pair.source for i in bad)
+        raise InputError(
+            f"loss or gradient of step {self.step + 1} is not finite, at {sources}; the step was not taken;"
+            f" {self._save()}; lower the learning rate, or look at these pairs"
+        )
+
+    # Files
+
+    def _reference_logps(self) -> dict[str, Tensor]:
+        sets = {"validation": self.validation}
+        if self.config.reference == "cached":
+            sets["training"] = self.training
+        with self._autocast():
+            return {name: reference_logps(self.model, s, self.config.batch_size, True) for name, s in sets.items()}
+
+    def _begin(self, resume: bool) -> None:
+        checkpoints = list_checkpoints(self.output) if self.output else []
+        if resume and not checkpoints:
+            raise InputError(f"no checkpoint in {self.output} to resume from; start without resume")
+        if resume:
+            self._restore(checkpoints[-1])
+        elif self.step == 0 and checkpoints:
+            raise InputError(f"{self.output} holds checkpoints of an earlier run; resume it, or choose another output")
+        if self.output:
+            write_json(self.output / "config.json", {"start": self.model.source} | asdict(self.config))
+
+    def _restore(self, folder: Path) -> None:
+        state = read_state(folder)
+        changed = [
+            f"{name} is {value}, was {state['config'].get(name)}"
+            for name, value in asdict(self.config).items()
+            if name not in CHANGEABLE and value != state["config"].get(name)
+        ]
+        if changed:
+            raise InputError(f"{folder} was written with other settings ({'; '.join(changed)}); resume with the same")
+        if state["key"] != self.key:
+            raise InputError(f"{folder} was trained from other weights or on other data; resume with the same")
+        load_checkpoint(folder, self.model, self.optimizer)
+        self.step, self.history, self.sums = state["step"], History(state["history"]), MetricSums(**state["sums"])
+
+    def _save(self) -> str:
+        """Write a checkpoint, and say how to go on from it."""
+        if self.output is None:
+            return "nothing was saved, as the run has no output folder"
+        state = {
+            "step": self.step,
+            "key": self.key,
+            "config": asdict(self.config),
+            "history": self.history.rows,
+            "sums": asdict(self.sums),
+        }
+        folder = save_checkpoint(self.output, self.step, self.model, self.optimizer, state)
+        return f"saved as {folder}, from where train(resume=True), or --resume, goes on"
+
+
+def _check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> int:
+    """The length to train at; an error if the model cannot be trained so."""
+    positions, vocabulary = model.config.n_positions, model.config.vocab_size
+    if model.config.dropout:
+        raise InputError(f"the model has dropout {model.config.dropout}; DPO compares log-probs, so it must be 0")
+    if encoding.n_vocab > vocabulary:
+        raise InputError(f"encoding {encoding.name!r} has more tokens than the model ({vocabulary}); take the model's")
+    if config.max_length and config.max_length > positions:
+        raise InputError(f"max_length is {config.max_length}, but the model has {positions} positions; lower it")
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        raise InputError("the model is not in float32, in which small updates survive; call model.float() first")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("no parameter of the model requires a gradient; call model.requires_grad_() first")
+    return config.max_length or positions
