@@ -218,7 +218,10 @@ class DPOTrainer:
             else:
                 with torch.no_grad():
                     reference = pair_logps(self.reference_model, batch)
-            policy = reference if at_start else pair_logps(self.model, batch)
+            policy = pair_logps(self.model, batch)
+        if at_start:
+            self._check_start(policy, reference)
+            policy = reference
         return self._score(policy, reference, (batch.chosen_lengths, batch.rejected_lengths), beta)
 
     def _score(
@@ -229,14 +232,25 @@ class DPOTrainer:
         return out.loss, preference_metrics(out, chosen, rejected, reference_chosen, *lengths)
 
     def _start(self, indices: list[int]) -> dict[str, float]:
-        """Metrics before any update, when the policy is the reference.
+        """Metrics before any update, when the policy is the reference; that it is, is checked.
 
-        They are not measured anew: other batches round otherwise, and rewards of 1e-6 would rank at random.
+        The row then takes the reference's numbers: other batches round otherwise, and rewards of 1e-6 would rank at
+        random.
         """
         sums = MetricSums()
         for group in by_length(self.training, indices, self.config.batch_size):
             sums.add(self._measure(group, self.config.beta_at(0), at_start=True)[1])
         return sums.means()
+
+    def _check_start(self, policy: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
+        tolerance = 2e-2 if self.bf16 else 1e-4
+        for measured, expected in zip(policy, reference):
+            gap = (measured - expected).detach().abs()
+            if (gap > tolerance * (1 + expected.abs())).any():  # what is not finite is reported with its pair, later
+                raise InputError(
+                    f"policy and reference differ by {gap.max():.4f} nats before the first step, where they must be the"
+                    " same; the model was changed after the trainer was made: make a new trainer"
+                )
 
     def evaluate(self) -> dict[str, float]:
         """Mean metrics of the validation pairs under ``eval_`` names; beta is ``config.beta`` whatever the schedule.

@@ -69,6 +69,14 @@ def test_at_the_start_rounding_is_not_taken_for_a_preference(make):
     assert trainer.train(progress=False).rows[0]["rewards/accuracies"] == 0.0
 
 
+def test_a_policy_that_is_not_the_reference_at_the_start_is_refused(make):
+    trainer = make()
+    with torch.no_grad():
+        trainer.model.wte.weight[:] *= 1.1
+    with pytest.raises(InputError, match="policy and reference differ by"):
+        trainer.train(progress=False)
+
+
 def test_twenty_steps_learn_the_preference(make):
     trainer = make(steps=20, eval_every=10)
     history = trainer.train(progress=False)

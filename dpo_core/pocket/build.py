@@ -136,7 +136,8 @@ it knows nothing outside `dpo_core/pocket/knowledge/`, and it repeats that in an
 {recipe["n_positions"]} positions, {recipe["vocab_size"]} tokens: {record["parameters"]:,} parameters |
 | data | {recipe["training_dialogues"]:,} dialogues of `dpo_core.pocket.corpus`, seed {recipe["seed"] + 1}, \
 {record["training_tokens"]:,} tokens, each seen once |
-| recipe | Muon for the matrices and AdamW for the rest, {record["training_steps"]:,} steps of up to {recipe["training"]["tokens_per_batch"]} tokens, \
+| recipe | Muon for the matrices, AdamW for the rest, \
+{record["training_steps"]:,} steps of up to {recipe["training"]["tokens_per_batch"]} tokens, \
 peak learning rate {recipe["training"]["learning_rate"]}, cosine to zero, float32 |
 | loss | {record["training_loss_last_100"]:.3f} nats per token over the last 100 steps, \
 {record["validation_loss"]:.3f} on {recipe["validation_dialogues"]:,} fresh dialogues |
