@@ -1,0 +1,47 @@
+"""Direct Preference Optimization for GPT-2, small enough to read whole.
+
+The names below are what most programs need; each module's docstring says what else is there.
+"""
+
+from dpo_core.data import PreferenceBatch, PreferencePair, audit_pairs, collate, encode_pair, load_pairs, save_pairs
+from dpo_core.errors import InputError
+from dpo_core.evaluate import paired_bootstrap, sample_kl, wilson_interval, win_rate
+from dpo_core.generate import filter_logits, generate
+from dpo_core.logprobs import pair_logps, reference_logps, sequence_logps, token_logps
+from dpo_core.losses import dpo_loss
+from dpo_core.metrics import History, log_line, preference_metrics
+from dpo_core.model import GPT, GPTConfig
+from dpo_core.tokenizer import boundary, load_tokenizer, open_prompt
+from dpo_core.trainer import DPOConfig, DPOTrainer
+
+__all__ = [
+    "GPT",
+    "DPOConfig",
+    "DPOTrainer",
+    "GPTConfig",
+    "History",
+    "InputError",
+    "PreferenceBatch",
+    "PreferencePair",
+    "audit_pairs",
+    "boundary",
+    "collate",
+    "dpo_loss",
+    "encode_pair",
+    "filter_logits",
+    "generate",
+    "load_pairs",
+    "load_tokenizer",
+    "log_line",
+    "open_prompt",
+    "pair_logps",
+    "paired_bootstrap",
+    "preference_metrics",
+    "reference_logps",
+    "sample_kl",
+    "save_pairs",
+    "sequence_logps",
+    "token_logps",
+    "wilson_interval",
+    "win_rate",
+]

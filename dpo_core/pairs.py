@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +47,7 @@ def load_pairs(path: str | Path) -> list[PreferencePair]:
     - ``chosen`` and ``rejected`` as text with the same beginning, which is the prompt.
 
     Args:
-        path: UTF-8, one JSON object a line; blank lines are skipped.
+        path: UTF-8, one JSON object a line, packed if it ends in ``.gz``; blank lines are skipped.
     Returns:
         The pairs in the file's order, each with its ``file:line`` as source.
     Raises:
@@ -64,15 +66,17 @@ def read_jsonl(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> list[t
     """What ``parse`` makes of each object of a JSONL file, with its ``file:line``.
 
     Args:
-        path: UTF-8, one JSON object a line; blank lines are skipped.
+        path: UTF-8, one JSON object a line, packed if it ends in ``.gz``; blank lines are skipped.
         parse: raises ``InputError`` for an object that will not do.
     Raises:
         InputError: as ``load_pairs``.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        content = Path(path).read_bytes()
+        text = (gzip.decompress(content) if Path(path).suffix == ".gz" else content).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}); check the path") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error

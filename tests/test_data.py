@@ -1,3 +1,4 @@
+import gzip
 import json
 from itertools import islice
 
@@ -158,6 +159,18 @@ def test_pairs_survive_the_disk(tmp_path, prefix):
     assert load_pairs(file) == written
     assert "日本" in file.read_text(encoding="utf-8-sig")
     assert [f.name for f in file.parent.iterdir()] == ["pairs.jsonl"]
+
+
+def test_packed_files_are_read_and_damaged_ones_named(tmp_path):
+    plain = write(tmp_path, {"prompt": "Why?", "chosen": "Because.", "rejected": "No."})
+    packed = gzip.compress(plain.read_bytes())
+    file = tmp_path / "pairs.jsonl.gz"
+    file.write_bytes(packed)
+    assert load_pairs(file) == load_pairs(plain)
+    for damaged in (packed[:-12], b"not gzip"):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"pairs\.jsonl\.gz: cannot be read"):
+            load_pairs(file)
 
 
 def test_a_failing_save_leaves_the_old_file(tmp_path):
