@@ -32,6 +32,7 @@ __all__ = [
     "collate",
     "encode_pair",
     "load_pairs",
+    "same_prompt",
     "save_pairs",
     "split_by_prompt",
 ]
@@ -70,9 +71,11 @@ def encode_pair(encoding: tiktoken.Encoding, pair: PreferencePair) -> EncodedPai
     ('Why?\\n', 'No.<|endoftext|>')
     """
     answers = [text.removesuffix(END_OF_TEXT) for text in (pair.chosen, pair.rejected)]
-    gap = boundary(pair.prompt, *answers)
-    if gap == " ":  # a space belongs to the answer's first token
-        gap, answers = "", [gap + text for text in answers]
+    gaps = [boundary(pair.prompt, text) for text in answers]
+    if gaps[0] == gaps[1] == "\n":  # a line break belongs to the prompt, a space to the answer's first token
+        gap = "\n"
+    else:
+        gap, answers = "", [own + text for own, text in zip(gaps, answers)]
     opening = encoding.encode_ordinary(pair.prompt + gap)
     whole = [encoding.encode_ordinary(pair.prompt + gap + text) for text in answers]
     cut = min(shared_length(opening, ids) for ids in whole)
@@ -168,6 +171,8 @@ def split_by_prompt(
 ) -> tuple[list[EncodedPair], list[EncodedPair]]:
     """Set a share of the prompts aside, with all their pairs, so that no prompt is on both sides.
 
+    Prompts that differ only in case or in the punctuation at their end count as one.
+
     Args:
         encoded: all pairs.
         share: of the prompts, in [0, 1); above 0 it is at least one prompt.
@@ -184,15 +189,24 @@ def split_by_prompt(
     """
     if not 0 <= share < 1:
         raise InputError(f"share of validation prompts is {share}; it must be at least 0 and below 1")
-    prompts = list(dict.fromkeys(e.pair.prompt for e in encoded))
+    prompts = list(dict.fromkeys(same_prompt(e.pair.prompt) for e in encoded))
     count = max(1, round(share * len(prompts))) if share else 0
     if count and count >= len(prompts):
         raise InputError(
             f"{len(prompts)} different prompts cannot be divided; give validation pairs of their own or a share of 0"
         )
     held_out = set(random.Random(seed).sample(prompts, count))
-    train = [e for e in encoded if e.pair.prompt not in held_out]
-    return train, [e for e in encoded if e.pair.prompt in held_out]
+    train = [e for e in encoded if same_prompt(e.pair.prompt) not in held_out]
+    return train, [e for e in encoded if same_prompt(e.pair.prompt) in held_out]
+
+
+def same_prompt(prompt: str) -> str:
+    """What prompts have in common that ask the same.
+
+    >>> same_prompt("Why is the sky blue?") == same_prompt(" why is the sky blue")
+    True
+    """
+    return prompt.strip().casefold().rstrip(" .?!")
 
 
 # Batches

@@ -66,6 +66,8 @@ class GPTConfig:
             size = getattr(self, name)
             if not isinstance(size, int) or size < 1:
                 raise InputError(f"{name} must be a whole number above 0, not {size!r}")
+        if not isinstance(self.tokenizer, str):
+            raise InputError(f"tokenizer must be a name, not {self.tokenizer!r}")
         if self.n_embd % self.n_head:
             raise InputError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
 

@@ -14,7 +14,7 @@ import tiktoken
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from dpo_core.errors import InputError
 from dpo_core.model import GPT

@@ -11,7 +11,7 @@ import tiktoken
 from dpo_core.errors import InputError
 from dpo_core.pairs import read_jsonl, read_pair, shared_length
 from dpo_core.pretrain import Document
-from dpo_core.tokenizer import boundary
+from dpo_core.tokenizer import END_OF_TEXT, boundary
 
 __all__ = ["Example", "load_examples", "sft_documents"]
 
@@ -70,8 +70,9 @@ def sft_documents(encoding: tiktoken.Encoding, examples: Iterable[Example], max_
     """
     documents = []
     for example in examples:
-        gap = boundary(example.prompt, example.completion)
-        whole = encoding.encode_ordinary(example.prompt + gap + example.completion)
+        completion = example.completion.removesuffix(END_OF_TEXT)
+        gap = boundary(example.prompt, completion)
+        whole = encoding.encode_ordinary(example.prompt + gap + completion)
         opening = encoding.encode_ordinary(example.prompt + gap.rstrip(" "))
         # A token that holds letters of both, as where the prompt ends in a space, belongs to the answer.
         start = max(1, shared_length(opening, whole))

@@ -10,7 +10,7 @@ import pytest
 
 from dpo_core.data import load_pairs
 from dpo_core.pocket.corpus import STYLES, _answer, dialogues, preference_pairs
-from dpo_core.pocket.judge import FEW_FACTS, FEW_ITEMS, PocketJudge, RewardWeights
+from dpo_core.pocket.judge import FEW_FACTS, FEW_ITEMS, PocketJudge, RewardWeights, _index
 from dpo_core.pocket.world import load_world, phrases, problems, questions
 
 HERE = resources.files("dpo_core.pocket")
@@ -309,6 +309,13 @@ def test_pairs_keep_to_the_matters_asked_for(held_out):
     about = {" ".join(q.text.lower().rstrip(".?").split()): q.about.held_out for q in questions()}
     for pair in preference_pairs(400, seed=0, judge=JUDGE, held_out=held_out):
         assert about[pair.prompt.lower().rstrip(".?")] is held_out
+
+
+def test_no_answer_of_a_training_pair_states_a_held_out_fact():
+    held_out = {topic.id for topic in load_world().topics if topic.held_out}
+    for pair in preference_pairs(400, seed=0, judge=JUDGE):
+        for meanings in _index().parse(f"{pair.chosen} {pair.rejected}"):
+            assert meanings and not all(unit.about in held_out for unit in meanings), pair
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.8, 1.0])

@@ -5,7 +5,7 @@ A wrong result is compared with those of the usual mistakes, so that the message
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ def verdict(name: str, function: Callable[..., Any]) -> str:
         name: one of ``EXERCISES``.
         function: what the reader wrote.
     Returns:
-        ``NAME: right in all N cases``, or ``NAME: not yet: `` and the reason.
+        ``NAME: right in all N cases``, or ``NAME: not yet: REASON``.
     Raises:
         InputError: there is no such exercise.
 
@@ -65,9 +65,10 @@ def verdict(name: str, function: Callable[..., Any]) -> str:
     exercise = EXERCISES[name]
     cases = exercise.cases()
     try:
-        got = [_plain(function(*arguments)) for arguments in cases]
+        results = [function(*arguments) for arguments in cases]
     except Exception as error:  # whatever the reader's code raises
         return f"{name}: not yet: it raises {type(error).__name__}: {error}"
+    got = [_plain(result) for result in results]
 
     def gives(other: Callable[..., Any]) -> bool:
         return all(_same(result, _plain(other(*arguments))) for result, arguments in zip(got, cases))
@@ -82,7 +83,9 @@ def _plain(result: Any) -> Any:
     """Results in a form to compare: float tensors for tensors, a tuple of lists for anything else in sequence."""
     if isinstance(result, Tensor):
         return result.detach().cpu().double()
-    return tuple(list(part) for part in result) if isinstance(result, (tuple, list)) else result
+    if isinstance(result, (tuple, list)):
+        return tuple(list(part) if isinstance(part, Iterable) else part for part in result)
+    return result
 
 
 def _same(got: Any, expected: Any) -> bool:

@@ -29,7 +29,7 @@ from dpo_core.tokenizer import WORD_PATTERN, boundary, read_encoding
 __all__ = ["PocketRecipe", "build_pocket"]
 
 
-SHARPNESS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)  # tried in this order
+SHARPNESS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0)  # tried in this order
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def dialogue_text(dialogue: Dialogue) -> str:
 def learn_vocabulary(recipe: PocketRecipe) -> dict[bytes, int]:
     """Byte-pair ranks from the words of many dialogues; the last id is left to the end-of-text token."""
     words: Counter[str] = Counter()
-    for dialogue in itertools.islice(dialogues(recipe.seed), recipe.vocabulary_dialogues):
+    for dialogue in itertools.islice(dialogues(0), recipe.vocabulary_dialogues):  # one vocabulary for all seeds
         words.update(regex.findall(WORD_PATTERN, dialogue_text(dialogue)))
     return learn_bpe(words, recipe.vocab_size - 1)
 

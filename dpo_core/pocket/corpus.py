@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from dpo_core.data import PreferencePair
@@ -214,6 +215,13 @@ def dialogues(seed: int, held_out: bool | None = None) -> Iterator[Dialogue]:
         yield Dialogue(question, _typed(rng, question.text), _answer(rng, question, style), style)
 
 
+@lru_cache(maxsize=1)
+def _held_out_sentences() -> tuple[str, ...]:
+    topics = [topic for topic in load_world().topics if topic.held_out]
+    facts = [text for topic in topics for wordings in topic.facts for text in wordings]
+    return (*facts, *(text for topic in topics if topic.listing for text in topic.listing.items))
+
+
 def preference_pairs(
     count: int,
     seed: int,
@@ -222,7 +230,7 @@ def preference_pairs(
     held_out: bool = False,
     longer_chosen: float | None = None,
 ) -> list[PreferencePair]:
-    """Pairs of two answers in different styles, chosen by the judge.
+    """Pairs of two answers in different styles, chosen by the judge; held-out topics occur nowhere in them.
 
     Args:
         count: how many.
@@ -247,6 +255,8 @@ def preference_pairs(
         verdict = judge.prefers(question.text, first, second, noise, rng)
         if verdict == 0 or first == second:
             continue
+        if not held_out and any(text in answer for text in _held_out_sentences() for answer in (first, second)):
+            continue  # a wrong answer may state facts of any other topic, a held-out one too
         chosen, rejected = (first, second) if verdict > 0 else (second, first)
         if longer is not None and (len(chosen) > len(rejected)) != longer:
             continue
