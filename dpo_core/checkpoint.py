@@ -31,6 +31,7 @@ __all__ = [
     "delayed_interrupt",
     "fingerprint",
     "list_checkpoints",
+    "load_best",
     "load_checkpoint",
     "read_state",
     "save_checkpoint",
@@ -65,7 +66,14 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
 
 
-def save_checkpoint(run: Path, step: int, model: GPT, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+def save_checkpoint(
+    run: Path,
+    step: int,
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    best: dict[str, Tensor] | None = None,
+) -> Path:
     """Write a checkpoint under another name, rename it when it is complete, and remove all but the last two.
 
     Args:
@@ -74,6 +82,7 @@ def save_checkpoint(run: Path, step: int, model: GPT, optimizer: torch.optim.Opt
         model: its weights are written.
         optimizer: its moments are written; its settings are not.
         state: anything that JSON can hold.
+        best: a second set of weights, on the CPU.
     Returns:
         ``run/checkpoints/step-000100``.
     """
@@ -87,6 +96,8 @@ def save_checkpoint(run: Path, step: int, model: GPT, optimizer: torch.optim.Opt
         for name, tensor in tensors.items()
     }
     save_file(moments, partial / "optimizer.safetensors")
+    if best:
+        save_file(best, partial / "best.safetensors")
     write_json(partial / "trainer.json", state)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
@@ -124,6 +135,19 @@ def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) 
         moments.setdefault(int(parameter), {})[name] = tensor
     model.load_state_dict(weights)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_best(folder: Path) -> dict[str, Tensor] | None:
+    """The ``best`` that ``save_checkpoint`` was given.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    file = folder / "best.safetensors"
+    try:
+        return load_file(file) if file.exists() else None
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, error) from error
 
 
 def _damaged(folder: Path, error: Exception) -> InputError:

@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 import torch
 from safetensors import SafetensorError
 
-from dpo_core.checkpoint import writable_folder, write_json
+from dpo_core.checkpoint import list_checkpoints, writable_folder, write_json
 from dpo_core.collect import ask_which, pocket_pairs, sampled_pairs, typed_pairs
-from dpo_core.data import PreferencePair, audit_pairs, load_pairs, save_pairs
+from dpo_core.data import PreferencePair, audit_pairs, load_pairs, same_prompt, save_pairs
 from dpo_core.errors import InputError
 from dpo_core.evaluate import wilson_interval
 from dpo_core.generate import Generation, generate
@@ -39,6 +39,13 @@ __all__ = ["build_parser", "main"]
 # Learning rates by tokenizer: the published models were trained on far more text, which a large step would undo.
 DPO_RATES = {"pocket": 3e-4, "gpt2": 1e-6}
 SFT_RATES = {"pocket": 3e-4, "gpt2": 2e-5}
+
+# What helps when the GPU's memory is full, by command.
+SMALLER = {
+    "train": "lower --batch-size (with --grad-accum raised alike the result is the same)",
+    "sft": "lower --batch-tokens",
+    "pretrain": "lower --batch-tokens",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError, SafetensorError) as error:  # the last two: a disk that is full
         message = str(error)
     except torch.OutOfMemoryError:
-        message = "the GPU's memory is full; lower --batch-size (with --grad-accum raised alike the result is the same)"
+        remedy = SMALLER.get(args.command, "take a smaller model or fewer prompts")
+        message = f"the GPU's memory is full; {remedy}"
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         return 130
@@ -105,7 +113,7 @@ SHARE = _number(float, "a share from 0 to 1", lambda value: 0 <= value <= 1)
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their flags."""
     parser = _Parser("python -m dpo_core", description="Train GPT-2 by DPO and see what changed.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="command")
 
     def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Callable[..., argparse.Action]:
         sub = commands.add_parser(name, help=text, description=text, formatter_class=_Help)
@@ -129,6 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--convert", type=Path, metavar="FILE", help="read HH-RLHF, chat, TRL or plain pairs and write them plain")
     add("--check", type=Path, metavar="FILE", help="only say what training would keep, drop and note")
     add("--output", type=Path, default=Path("preference_data.jsonl"), help="the file to write")
+    add("--force", action="store_true", help="replace what --output holds; pairs made by hand are added to it anyway")
     add("--pairs", type=COUNT, default=500, help="how many; without a choice the first ten are the quick-start's")
     add("--prompts", type=Path, metavar="FILE", help="with --from-model: a text file, one prompt a line")
     add("--ask", action="store_true", help="with --from-model: you judge; each pair is added to --output at once")
@@ -164,7 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-length", type=COUNT, help="tokens of prompt and one answer; the model's context if not given")
     add("--val", type=Path, metavar="FILE", help="validation pairs, instead of a share of --data")
     add("--val-share", type=SHARE, default=0.1, help="share of the prompts set aside for validation, below 1")
-    add("--early-stopping", type=COUNT, metavar="N", help="stop after N evaluations without a better loss")
+    add("--early-stopping", type=COUNT, metavar="N", help="stop N evaluations after the best, and keep that")
     add("--eval-every", type=COUNT, default=50, help="steps between evaluations")
     add("--save-every", type=COUNT, metavar="N", help="steps between checkpoints; if not given, only Ctrl-C writes one")
     add("--resume", action="store_true", help="go on from the last checkpoint in --output")
@@ -198,7 +207,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _load(name: str) -> GPT:
     final = Path(name) / "final"
-    of_run = name not in ("pocket", *PUBLISHED) and final.is_dir()  # a training's folder stands for the model in it
+    named = name in ("pocket", *PUBLISHED)
+    of_run = not named and final.is_dir()  # a training's folder stands for the model in it
+    if not named and not of_run and list_checkpoints(Path(name)):
+        raise InputError(
+            f"{name}: the training is not finished; go on with --resume, or name a folder in {name}/checkpoints"
+        )
     model = GPT.from_pretrained(final if of_run else name)
     load_tokenizer(model.config.tokenizer)  # an unknown one is better found out before any work
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -244,6 +258,8 @@ def _data(args: argparse.Namespace) -> None:
     _writable_file(args.output)
     by_hand = args.interactive or args.ask
     found = args.output.exists() and args.output.stat().st_size
+    if found and not by_hand and not args.force:
+        raise InputError(f"{args.output}: is there already; choose another --output, or replace it with --force")
     pairs = load_pairs(args.output) if by_hand and found else []
     if by_hand:
         print(f"{len(pairs)} pairs are in {args.output}; each that you make is added at once; done ends.")
@@ -297,8 +313,11 @@ def _pretrain(args: argparse.Namespace) -> None:
 def _sft(args: argparse.Namespace) -> None:
     examples = load_examples(args.data)
     model = _load(args.model)
-    tokenizer = model.config.tokenizer
-    documents = sft_documents(load_tokenizer(tokenizer), examples, model.config.n_positions)
+    tokenizer, context = model.config.tokenizer, model.config.n_positions
+    encoding = load_tokenizer(tokenizer)
+    documents = sft_documents(encoding, examples, context)
+    if cut := sum(document.ids[-1] != encoding.eot_token for document in documents):
+        print(f"{cut} of {len(documents)} examples were cut at {context} tokens, the model's context")
     _train_lm(args, model, documents, args.lr or SFT_RATES[tokenizer])
 
 
@@ -332,12 +351,19 @@ def _train(args: argparse.Namespace) -> None:
     )
     trainer = DPOTrainer(model, load_tokenizer(model.config.tokenizer), pairs, config, args.output, val_pairs)
     print(trainer.audit.report())
+    if trainer.val_audit:
+        print(f"validation: {trainer.val_audit.report()}")
+        training, validation = (
+            {same_prompt(e.pair.prompt) for e in encoded} for encoded in (trainer.training, trainer.validation)
+        )
+        print(f"validation: {len(training & validation)} of {len(validation)} prompts are in the training pairs, too")
     trainer.train(resume=args.resume)
-    if trainer.validation:
-        accuracy, count = trainer.evaluate()["eval_rewards/accuracies"], len(trainer.validation)
+    if row := trainer.kept_row():
+        accuracy, count = row["eval_rewards/accuracies"], len(trainer.validation)
         low, high = wilson_interval(accuracy * count, count)
         print(f"held-out reward accuracy {accuracy:.3f} [{low:.3f}, {high:.3f}] on {count} pairs")
-    print(f"saved in {args.output / 'final'}")
+    kept = f", the weights of step {row['step']:.0f}" if args.early_stopping else ""
+    print(f"saved in {args.output / 'final'}{kept}")
 
 
 def _pocket(args: argparse.Namespace) -> None:

@@ -72,7 +72,7 @@ def encode_pair(encoding: tiktoken.Encoding, pair: PreferencePair) -> EncodedPai
     """
     answers = [text.removesuffix(END_OF_TEXT) for text in (pair.chosen, pair.rejected)]
     gaps = [boundary(pair.prompt, text) for text in answers]
-    if gaps[0] == gaps[1] == "\n":  # a line break belongs to the prompt, a space to the answer's first token
+    if gaps == ["\n", "\n"]:  # a line break belongs to the prompt, a space to the answer's first token
         gap = "\n"
     else:
         gap, answers = "", [own + text for own, text in zip(gaps, answers)]

@@ -24,6 +24,7 @@ from dpo_core.checkpoint import (
     delayed_interrupt,
     fingerprint,
     list_checkpoints,
+    load_best,
     load_checkpoint,
     read_state,
     save_checkpoint,
@@ -35,7 +36,7 @@ from dpo_core.errors import InputError
 from dpo_core.logprobs import pair_logps, reference_logps
 from dpo_core.losses import dpo_loss
 from dpo_core.metrics import History, MetricSums, log_line, preference_metrics
-from dpo_core.model import GPT
+from dpo_core.model import GPT, PUBLISHED
 
 __all__ = ["DPOConfig", "DPOTrainer"]
 
@@ -63,7 +64,7 @@ class DPOConfig:
     max_length: int | None = None  # tokens of prompt and one answer: lower takes less memory, cuts more; None is most
     val_share: float = 0.1  # of the prompts, set aside: higher measures better and trains on less
     eval_every: int = 50  # steps between evaluations: lower sees more and takes longer
-    patience: int | None = None  # stop after so many evaluations without a lower eval_loss; None never does
+    patience: int | None = None  # stop after so many evaluations without a lower eval_loss and keep the best weights
     log_every: int = 10  # steps averaged in one row of the history: higher is smoother
     save_every: int | None = None  # steps between checkpoints: lower loses less to a crash; None writes none
     seed: int = 0  # of the split and the order of the pairs
@@ -104,7 +105,7 @@ class DPOTrainer:
         encoding: its tokenizer.
         pairs: preferences; a share of the prompts is set aside unless ``val_pairs`` are given.
         config: the settings.
-        output: folder of the run; without one nothing is written.
+        output: folder of the run; a finished run there is replaced, and without a folder nothing is written.
         val_pairs: pairs to evaluate on.
     Raises:
         InputError: model, data, settings or folder do not fit; nothing has been computed then.
@@ -128,12 +129,17 @@ class DPOTrainer:
     ) -> None:
         self.model, self.config = model, config
         self.output = None if output is None else writable_folder(output)
+        self.start = _start(model)
+        if self.output and Path(self.start).is_absolute():
+            if Path(self.start).resolve().is_relative_to(self.output.resolve()):
+                raise InputError(f"{output} holds the model that training starts from; choose another --output")
         max_length = _check_model(model, encoding, config)
         self.audit = audit_pairs(pairs, encoding, max_length)
-        if val_pairs is None:
+        self.val_audit = None if val_pairs is None else audit_pairs(val_pairs, encoding, max_length)
+        if self.val_audit is None:
             self.training, self.validation = split_by_prompt(self.audit.kept, config.val_share, config.seed)
         else:
-            self.training, self.validation = self.audit.kept, audit_pairs(val_pairs, encoding, max_length).kept
+            self.training, self.validation = self.audit.kept, self.val_audit.kept
         if config.patience and not self.validation:
             raise InputError("patience needs validation pairs; give some, or a val_share above 0")
         fast = model.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -144,6 +150,7 @@ class DPOTrainer:
         )
         self.step = 0
         self.history = History()
+        self.best: dict[str, Tensor] | None = None  # weights of kept_row(), on the CPU, if there is patience
         self.sums = MetricSums()  # since the last row
         self.key = fingerprint(
             model, [self.training, self.validation], (self.bf16, config.batch_size, config.reference)
@@ -155,13 +162,15 @@ class DPOTrainer:
     def train(self, progress: bool = True, resume: bool = False) -> History:
         """Train from where the trainer stands to ``config.steps``, or until evaluations stop improving.
 
+        With patience the model has the weights of the best evaluation in the end.
+
         Args:
             progress: print the rows as they are logged, and show a bar if there is a terminal.
             resume: go on from the last checkpoint in the output folder.
         Returns:
             All rows; that of step 0 is before any update, the others average the pairs since the row before.
         Raises:
-            InputError: a loss or gradient is not finite, there is nothing to resume, or a run would be overwritten.
+            InputError: a loss or gradient is not finite, there is nothing to resume, or checkpoints stand in the way.
             KeyboardInterrupt: after Ctrl-C, once the step is done and a checkpoint is written.
         """
         config = self.config
@@ -185,6 +194,8 @@ class DPOTrainer:
                     self._save()
                 if interrupted.is_set():
                     raise KeyboardInterrupt(f"stopped after step {self.step}; {self._save()}")
+        if config.patience and self.best:
+            self.model.load_state_dict(self.best)
         if self.output:
             self.model.save_pretrained(self.output / "final")
             self.history.to_jsonl(self.output / "history.jsonl")
@@ -218,7 +229,7 @@ class DPOTrainer:
             else:
                 with torch.no_grad():
                     reference = pair_logps(self.reference_model, batch)
-            policy = pair_logps(self.model, batch)
+            policy: Sequence[Tensor] = pair_logps(self.model, batch)
         if at_start:
             self._check_start(policy, reference)
             policy = reference
@@ -267,6 +278,17 @@ class DPOTrainer:
         _, metrics = self._score(policy, reference, lengths, self.config.beta)
         return {f"eval_{name}": float(values.mean()) for name, values in metrics.items()}
 
+    def kept_row(self) -> dict[str, float]:
+        """The row that evaluates the weights a run leaves: with patience the best, otherwise the last.
+
+        Returns:
+            Nothing if there was no evaluation.
+        """
+        rows = [row for row in self.history.rows if "eval_loss" in row]
+        if self.config.patience and rows:
+            return min(rows, key=lambda row: row["eval_loss"])
+        return rows[-1] if rows else {}
+
     def _due(self, every: int | None) -> bool:
         return every is not None and (self.step % every == 0 or self.step == self.config.steps)
 
@@ -277,6 +299,8 @@ class DPOTrainer:
 
     def _log(self, row: dict[str, float], progress: bool) -> None:
         self.history.log(self.step, **row)
+        if self.config.patience and self.kept_row() is self.history.rows[-1]:
+            self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
         if progress:
             tqdm.write(log_line(self.history.rows[-1]))
 
@@ -311,19 +335,24 @@ class DPOTrainer:
         elif self.step == 0 and checkpoints:
             raise InputError(f"{self.output} holds checkpoints of an earlier run; resume it, or choose another output")
         if self.output:
-            write_json(self.output / "config.json", {"start": self.model.source} | asdict(self.config))
+            write_json(self.output / "config.json", {"start": self.start} | asdict(self.config))
 
     def _restore(self, folder: Path) -> None:
         state = read_state(folder)
+        # Beta's way depends on the number of steps.
+        changeable = [name for name in CHANGEABLE if name != "steps" or self.config.beta_end is None]
         changed = [
             f"{name} is {value}, was {state['config'].get(name)}"
             for name, value in asdict(self.config).items()
-            if name not in CHANGEABLE and value != state["config"].get(name)
+            if name not in changeable and value != state["config"].get(name)
         ]
         if changed:
             raise InputError(f"{folder} was written with other settings ({'; '.join(changed)}); resume with the same")
         if state["key"] != self.key:
             raise InputError(f"{folder} was trained from other weights or on other data; resume with the same")
+        self.best = load_best(folder)
+        if self.config.patience and not self.best:
+            raise InputError(f"{folder} was written without patience, so the best weights are lost; resume without")
         load_checkpoint(folder, self.model, self.optimizer)
         self.step, self.history, self.sums = state["step"], History(state["history"]), MetricSums(**state["sums"])
 
@@ -338,8 +367,14 @@ class DPOTrainer:
             "history": self.history.rows,
             "sums": asdict(self.sums),
         }
-        folder = save_checkpoint(self.output, self.step, self.model, self.optimizer, state)
+        folder = save_checkpoint(self.output, self.step, self.model, self.optimizer, state, self.best)
         return f"saved as {folder}, from where train(resume=True), or --resume, goes on"
+
+
+def _start(model: GPT) -> str:
+    """The model's name, or its folder in a form that holds from everywhere."""
+    named = model.source in ("", "pocket", *PUBLISHED)
+    return model.source if named else str(Path(model.source).absolute())
 
 
 def _check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> int:

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from dpo_core.model import GPT, GPTConfig
 from dpo_core.pocket.judge import PocketJudge
 from dpo_core.pocket.world import questions
 from dpo_core.tokenizer import ENCODINGS, load_tokenizer
+from dpo_core.trainer import DPOTrainer
 
 LINE = re.compile(r"step {1,5}\d+ \| loss: \d+\.\d{4} \| reward_margin: [+-]\d+\.\d{4} \| accuracy: [01]\.\d{3}")
 
@@ -97,7 +99,64 @@ def test_from_data_to_a_measured_model(here, run, model):
 def test_a_second_training_on_top_of_the_first(here, run, model, pairs):
     run("train", "--data", pairs, "--model", model, "--steps", 1, "--output", "one")
     run("train", "--data", pairs, "--val", pairs, "--weights", "one", "--steps", 1, "--output", "two")
-    assert json.loads((here / "two/config.json").read_text())["start"] == "one/final"
+    assert json.loads((here / "two/config.json").read_text())["start"] == str(here / "one/final")
+
+
+def test_the_start_is_found_from_another_folder(here, run, model, pairs, monkeypatch):
+    (here / "below").mkdir()
+    run("train", "--data", pairs, "--model", model, "--steps", 1, "--output", "one")
+    run("train", "--data", pairs, "--model", "one", "--steps", 1, "--output", "two")
+    monkeypatch.chdir(here / "below")
+    out = run("generate", "--model", "../two", "--prompt", "Why?", "--compare")
+    assert f"--- {here / 'one/final'}\n" in out
+    run("train", "--data", f"../{pairs}", "--model", "pocket", "--steps", 1, "--output", "three")
+    assert json.loads((here / "below/three/config.json").read_text())["start"] == "pocket"
+
+
+def test_a_finished_run_is_replaced(here, run, model, pairs):
+    common = ("train", "--data", pairs, "--model", model)
+    run(*common, "--steps", 1)
+    first = (here / "dpo_checkpoints/final/model.safetensors").read_bytes()
+    run(*common, "--steps", 2)
+    assert (here / "dpo_checkpoints/final/model.safetensors").read_bytes() != first
+
+
+@pytest.mark.parametrize("start", ["one", "one/final"])
+def test_the_model_a_training_starts_from_is_not_overwritten(here, run, refused, model, pairs, start):
+    run("train", "--data", pairs, "--model", model, "--steps", 1, "--output", "one")
+    assert "one holds the model that training starts from; choose another --output" in refused(
+        "train", "--data", pairs, "--model", start, "--steps", 1, "--output", "one"
+    )
+
+
+def test_an_unfinished_run_says_how_to_go_on(here, run, refused, model, pairs):
+    run("train", "--data", pairs, "--model", model, "--steps", 1, "--save-every", 1, "--output", "one")
+    shutil.rmtree(here / "one/final")
+    assert "one: the training is not finished; go on with --resume, or name a folder in one/checkpoints" in refused(
+        "generate", "--model", "one", "--prompt", "Why?"
+    )
+
+
+def test_validation_pairs_are_reported(here, run, model, pairs):
+    first = load_pairs(pairs)[0]
+    shared = [PreferencePair(first.prompt.upper(), "One.", "Two."), PreferencePair("New?", "One.", "Two.")]
+    save_pairs("val.jsonl", [*shared, PreferencePair("Same?", "Yes.", "Yes.")])
+    out = run("train", "--data", pairs, "--val", "val.jsonl", "--model", model, "--steps", 1)
+    assert "validation: 2 pairs kept, 1 dropped" in out
+    assert "validation: 1 of 2 prompts are in the training pairs, too" in out
+
+
+def test_the_accuracy_is_that_of_the_weights_kept(here, run, model, pairs, monkeypatch):
+    swapped = [PreferencePair(pair.prompt, pair.rejected, pair.chosen) for pair in load_pairs(pairs)]
+    save_pairs("swapped.jsonl", swapped)
+    common = ("train", "--data", pairs, "--val", "swapped.jsonl", "--model", model, "--steps", 2, "--eval-every", 1)
+    calls, evaluate = [], DPOTrainer.evaluate
+    monkeypatch.setattr(DPOTrainer, "evaluate", lambda self: calls.append(1) or evaluate(self))
+    rows = [re.findall(r"eval_accuracy: ([\d.]+)", out := run(*common)), calls[:]]
+    assert f"held-out reward accuracy {rows[0][-1]} " in out and out.endswith("dpo_checkpoints/final\n")
+    assert len(rows[0]) == len(rows[1]) == 3
+    out = run(*common, "--early-stopping", 5, "--lr", 1e-3)
+    assert "held-out reward accuracy 0.000 " in out and out.endswith("final, the weights of step 0\n")
 
 
 def test_resume_equals_never_having_stopped(here, run, model, pairs):
@@ -137,6 +196,16 @@ def test_check_says_what_training_would_do(here, run, pairs):
     before = files(here)
     assert "12 pairs kept, 1 dropped" in run("data", "--check", "mixed.jsonl")
     assert files(here) == before
+
+
+def test_pairs_that_are_there_are_replaced_only_by_force(here, run, refused, pairs):
+    for command in (("--pairs", 3), ("--convert", pairs), ("--from-model", "pocket")):
+        assert f"{pairs}: is there already; choose another --output, or replace it with --force" in refused(
+            "data", *command, "--output", pairs
+        )
+    assert run("data", "--pairs", 3, "--output", pairs, "--force") == f"3 pairs in {pairs}\n"
+    (here / "blank.jsonl").touch()
+    run("data", "--pairs", 3, "--output", "blank.jsonl")
 
 
 def test_interactive(here, run, monkeypatch):
@@ -212,6 +281,13 @@ def test_sft_learns_the_answers(here, run, model):
 
 def test_sft_takes_the_chosen_side_of_pairs(here, run, model, pairs):
     assert "saved in out" in run("sft", "--data", pairs, "--model", model, "--output", "out")
+
+
+def test_sft_says_what_was_cut(here, run, model):
+    examples = [{"prompt": f"Ask {i}?", "completion": "Yes. " * 150 * i or "No."} for i in range(3)]
+    (here / "good.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    out = run("sft", "--data", "good.jsonl", "--model", model)
+    assert out.startswith("2 of 3 examples were cut at 256 tokens, the model's context\n")
 
 
 def test_pretrain_makes_a_model_of_the_given_shape(here, run):
@@ -303,14 +379,14 @@ def test_bad_data(here, refused, model, kind):
         "train": "the following arguments are required: --data",
         "": "the following arguments are required: command",
         "dance": "invalid choice: 'dance'",
-        "data --from-model MODEL --prompts lost.txt": "lost.txt: cannot be read",
-        "data --from-model MODEL --prompts binary": "binary: not UTF-8",
-        "data --from-model MODEL --prompts own.txt": "own.txt: the pocket judge knows nothing about 'Who am I?'",
-        "data --from-model gpt5": "no model 'gpt5'",
+        "data --from-model MODEL --prompts lost.txt --force": "lost.txt: cannot be read",
+        "data --from-model MODEL --prompts binary --force": "binary: not UTF-8",
+        "data --from-model MODEL --prompts own.txt --force": "own.txt: the pocket judge knows nothing about 'Who",
+        "data --from-model gpt5 --force": "no model 'gpt5'",
         "data --prompts own.txt": "--ask and --prompts go with --from-model",
         "data --check pairs.jsonl --convert pairs.jsonl": "choose one of --interactive",
         "data --check pairs.jsonl --tokenizer klingon": "unknown tokenizer 'klingon'",
-        "data --convert lost.jsonl": "lost.jsonl: cannot be read",
+        "data --convert lost.jsonl --force": "lost.jsonl: cannot be read",
         "data --interactive --output damaged.jsonl": "damaged.jsonl:1: not JSON",
         "data --output file/new.jsonl": "file: cannot write there",
         "data --output empty": "empty: is a folder",
@@ -376,12 +452,21 @@ def test_a_run_with_checkpoints_is_not_overwritten(here, run, refused, model, pa
     assert "beta is 0.3, was 0.1" in refused(*common, "--steps", 2, "--resume", "--beta", 0.3)
 
 
-def test_full_gpu_memory_says_what_to_do(here, pairs, refused, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    {
+        "train --data pairs.jsonl": "lower --batch-size (with",
+        "sft --data pairs.jsonl": "lower --batch-tokens",
+        "generate --prompt Hi": "take a smaller model or fewer prompts",
+        "evaluate": "take a smaller model or fewer prompts",
+    }.items(),
+)
+def test_full_gpu_memory_says_what_to_do(here, pairs, refused, monkeypatch, command, remedy):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("dpo_core.cli._load", full)
-    assert "lower --batch-size" in refused("train", "--data", pairs)
+    assert f"memory is full; {remedy}" in refused(*command.split())
 
 
 @pytest.mark.parametrize(

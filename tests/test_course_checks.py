@@ -36,6 +36,15 @@ def test_what_cannot_be_a_result_is_said(name, wrong, message):
     assert message in verdict(name, wrong)
 
 
+def test_a_tuple_of_anything_is_told_from_the_answer():
+    parts = [torch.tensor([1, 2]), torch.tensor(3.0), 4, None, "ab"]
+    for part in parts:
+        assert "in case 1 it returns (" in verdict("split_prompt", lambda *_, part=part: (part, part))
+    right = EXERCISES["split_prompt"].right
+    as_tensors = verdict("split_prompt", lambda *arguments: tuple(map(torch.tensor, right(*arguments))))
+    assert as_tensors == "split_prompt: right in all 4 cases"
+
+
 def test_a_wrong_shape_and_wrong_values_are_said():
     assert "shape (1, 1) instead of (1,)" in verdict("sequence_logps", lambda *_: torch.zeros(1, 1))
     right = EXERCISES["sequence_logps"].right

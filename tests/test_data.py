@@ -201,6 +201,7 @@ def test_an_unwritable_place_is_an_error(tmp_path):
         (pair("Why?", "Yes", "No"), "Why?\n", "Yes"),
         (pair("Assistant:", "Yes", "No"), "Assistant:", " Yes"),
         (pair("The sky is", " blue", " red"), "The sky is", " blue"),
+        (pair("Why?", " Yes", "No"), "Why?", " Yes"),
         (pair("Why?", "Yes<|endoftext|>", "No<|endoftext|>"), "Why?\n", "Yes"),
     ],
 )
@@ -211,6 +212,16 @@ def test_answers_end_in_exactly_one_end_of_text(encoding, given, prompt, chosen)
     for ids in (encoded.chosen, encoded.rejected):
         assert ids.count(encoding.eot_token) == 1 and ids[-1] == encoding.eot_token
     assert not encoded.merged
+
+
+@pytest.mark.parametrize(("prompt", "rejected"), [("Why?", "\nNo."), ("Assistant:", " No.")])
+def test_an_answer_without_white_space_is_not_glued_to_the_prompt(encoding, prompt, rejected):
+    encoded = encode_pair(encoding, pair(prompt, " Because.", "No."))
+    assert encoding.decode(encoded.prompt) == prompt
+    assert encoding.decode(encoded.chosen) == " Because.<|endoftext|>"
+    assert encoding.decode(encoded.rejected) == rejected + "<|endoftext|>"
+    other = encode_pair(encoding, pair(prompt, "No.", " Because."))
+    assert (other.prompt, other.chosen, other.rejected) == (encoded.prompt, encoded.rejected, encoded.chosen)
 
 
 def test_a_token_across_the_boundary_belongs_to_the_answers():
@@ -298,6 +309,13 @@ def test_split_puts_no_prompt_on_both_sides(share, prompts_held):
     assert not {e.pair.prompt for e in held_out} & {e.pair.prompt for e in train}
     assert sorted(e.pair.chosen for e in train + held_out) == sorted(e.pair.chosen for e in encoded)
     assert (train, held_out) == split_by_prompt(encoded, share, seed=0)
+
+
+def test_split_keeps_spellings_of_a_prompt_together():
+    encoded = encoded_for(["Why?", "why", " WHY ?!", "Who?", "who.", "Which?"])
+    train, held_out = split_by_prompt(encoded, 0.4, seed=0)
+    words = [{e.pair.prompt.strip(" ?!.").lower() for e in part} for part in (train, held_out)]
+    assert len(train) + len(held_out) == 6 and words[0] and words[1] and not words[0] & words[1]
 
 
 def test_split_depends_on_the_seed_and_checks_the_share():

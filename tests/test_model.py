@@ -292,6 +292,10 @@ FAULTS = {
         "config.json: n_embd 32 is not a multiple of n_head 5",
     ),
     "no heads": (lambda f: change_config(f, n_head=0), "config.json: n_head must be a whole number above 0, not 0"),
+    "tokenizer as number": (
+        lambda f: change_config(f, tokenizer=3),
+        "config.json: tokenizer must be a name, not 3",
+    ),
     "size as text": (lambda f: change_config(f, n_layer="3"), "n_layer must be a whole number above 0, not '3'"),
     "other size": (
         lambda f: change_config(f, n_embd=64),

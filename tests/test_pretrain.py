@@ -130,6 +130,13 @@ def test_only_the_answer_and_its_end_count(prompt):
     assert document.ids[-1] == encoding.eot_token
 
 
+def test_an_example_ends_in_one_end_of_text():
+    encoding = load_tokenizer("pocket")
+    given = [Example("Why?", "Because."), Example("Why?", "Because.<|endoftext|>")]
+    plain, marked = sft_documents(encoding, given, max_length=64)
+    assert plain == marked and plain.ids[-2:].count(encoding.eot_token) == 1
+
+
 def test_long_examples_are_cut_at_their_end():
     encoding = load_tokenizer("pocket")
     whole, cut = (sft_documents(encoding, [Example("Why?", "Because. " * 20)], n)[0] for n in (500, 10))

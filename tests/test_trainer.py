@@ -180,6 +180,50 @@ def test_early_stopping_stops(make, pairs):
     assert patient.rows[-1]["step"] == 12
 
 
+@pytest.fixture
+def swapped(pairs):
+    """What is learned is wrong there: the start is the best."""
+    return [PreferencePair(p.prompt, p.rejected, p.chosen) for p in pairs]
+
+
+def test_patience_keeps_the_best_weights(make, swapped, tmp_path):
+    start = make().model
+    trainer = make(tmp_path, val_pairs=swapped, steps=50, eval_every=2, patience=3)
+    trainer.train(progress=False)
+    assert_same_weights(GPT.from_pretrained(tmp_path / "final"), start)
+    assert_same_weights(trainer.model, start)
+    assert trainer.kept_row()["step"] == 0
+    plain = make(val_pairs=swapped, eval_every=2)
+    plain.train(progress=False)
+    assert plain.kept_row()["step"] == 6 and not torch.equal(plain.model.wte.weight, start.wte.weight)
+
+
+def test_the_best_weights_survive_a_resume(make, swapped, tmp_path):
+    settings = {"val_pairs": swapped, "steps": 50, "eval_every": 2, "patience": 3}
+    stopped = make(tmp_path, **settings)
+    interrupt_after(stopped, 3)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(progress=False)
+    resumed = make(tmp_path, **settings)
+    resumed.train(progress=False, resume=True)
+    assert resumed.history.rows[-1]["step"] == 6
+    assert_same_weights(resumed.model, make().model)
+    (tmp_path / "checkpoints" / "step-000003" / "best.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="step-000003 is damaged"):
+        make(tmp_path, **settings).train(progress=False, resume=True)
+
+
+def test_patience_needs_the_weights_from_before(make, checkpointed):
+    with pytest.raises(InputError, match="was written without patience"):
+        make(checkpointed, patience=2).train(progress=False, resume=True)
+
+
+def test_validation_pairs_are_audited(make, pairs):
+    same = PreferencePair("Same?", "Yes.", "Yes.")
+    assert [pair.prompt for pair, _ in make(val_pairs=[*pairs, same]).val_audit.dropped] == ["Same?"]
+    assert make().val_audit is None
+
+
 def test_all_of_a_prompt_is_held_out_or_none(make):
     trainer = make()
     prompts = [{e.pair.prompt for e in encoded} for encoded in (trainer.training, trainer.validation)]
@@ -385,11 +429,25 @@ def test_only_the_same_run_is_resumed(make, checkpointed, settings, message):
         make(checkpointed, **settings).train(progress=False, resume=True)
 
 
+def test_steps_are_fixed_under_a_schedule(make, tmp_path):
+    settings = {"beta_end": 0.5, "save_every": 3}
+    make(tmp_path, **settings).train(progress=False)
+    with pytest.raises(InputError, match=r"other settings \(steps is 9, was 6\)"):
+        make(tmp_path, steps=9, **settings).train(progress=False, resume=True)
+
+
 @pytest.mark.parametrize("file", ["trainer.json", "model.safetensors", "optimizer.safetensors", "config.json"])
 def test_a_damaged_checkpoint_is_named(make, checkpointed, file):
     (checkpointed / "checkpoints" / "step-000006" / file).write_bytes(b"\x00")
     with pytest.raises(InputError, match=r"step-000006 is damaged .*; delete it"):
         make(checkpointed).train(progress=False, resume=True)
+
+
+def test_the_model_that_training_starts_from_is_not_overwritten(make, tiny_model, encoding, pairs, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "run" / "final")
+    model = GPT.from_pretrained(tmp_path / "run" / "final")
+    with pytest.raises(InputError, match="run holds the model that training starts from"):
+        DPOTrainer(model, encoding, pairs, DPOConfig(), tmp_path / "run")
 
 
 def test_an_earlier_run_is_not_overwritten(make, checkpointed):

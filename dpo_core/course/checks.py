@@ -84,7 +84,8 @@ def _plain(result: Any) -> Any:
     if isinstance(result, Tensor):
         return result.detach().cpu().double()
     if isinstance(result, (tuple, list)):
-        return tuple(list(part) if isinstance(part, Iterable) else part for part in result)
+        parts = (part.tolist() if isinstance(part, Tensor) else part for part in result)
+        return tuple(list(part) if isinstance(part, Iterable) else part for part in parts)
     return result
 
 
