@@ -3,7 +3,7 @@ PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python
 JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
-NBVAL := --nbval --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=120
+NBVAL := --nbval --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=300
 
 .DEFAULT_GOAL := help
 .PHONY: book test notebooks address format lock clean help

@@ -37,7 +37,7 @@ from dpo_core.trainer import DPOConfig, DPOTrainer
 __all__ = ["build_parser", "main"]
 
 # Learning rates by tokenizer: the published models were trained on far more text, which a large step would undo.
-DPO_RATES = {"pocket": 3e-4, "gpt2": 1e-6}
+DPO_RATES = {"pocket": 1e-4, "gpt2": 1e-6}
 SFT_RATES = {"pocket": 3e-4, "gpt2": 2e-5}
 
 # What helps when the GPU's memory is full, by command.
@@ -138,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--check", type=Path, metavar="FILE", help="only say what training would keep, drop and note")
     add("--output", type=Path, default=Path("preference_data.jsonl"), help="the file to write")
     add("--force", action="store_true", help="replace what --output holds; pairs made by hand are added to it anyway")
-    add("--pairs", type=COUNT, default=500, help="how many; without a choice the first ten are the quick-start's")
+    add("--pairs", type=COUNT, default=1500, help="how many; without a choice the first ten are the quick-start's")
     add("--prompts", type=Path, metavar="FILE", help="with --from-model: a text file, one prompt a line")
     add("--ask", action="store_true", help="with --from-model: you judge; each pair is added to --output at once")
     add("--noise", type=NOT_NEGATIVE, default=0.0, help="temperature of the judge's Bradley-Terry choice; 0: none")
@@ -166,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=COUNT, default=200, help="optimiser steps")
     add("--beta", type=POSITIVE, default=0.1, help="weight of the KL term: higher stays closer to the start")
     add("--beta-schedule", type=POSITIVE, metavar="END", help="move beta in a straight line to this")
-    add("--lr", type=POSITIVE, help="learning rate; if not given, 3e-4 for pocket and 1e-6 for GPT-2")
+    add("--lr", type=POSITIVE, help="learning rate; if not given, 1e-4 for pocket and 1e-6 for GPT-2")
     add("--batch-size", type=COUNT, default=8, help="pairs per forward pass; lower it if memory runs out")
     add("--grad-accum", type=COUNT, default=1, help="forward passes per step")
     add("--label-smoothing", type=SHARE, default=0.0, help="share of labels taken to be wrong, below 0.5")
