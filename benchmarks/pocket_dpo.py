@@ -74,10 +74,10 @@ def sentence(record: dict) -> str:
     kl = ", ".join(f"{entry['kl']:.1f}" for entry in runs)
     seconds = max(entry["train_seconds"] for entry in runs)
     return (
-        f"Measured with three seeds: {record['steps']} steps on 1,500 pairs, at most {seconds:.0f} s on {machine['cores']}"
-        f" cores of an {machine['processor']}. On {runs[0]['questions']} questions about topics that occur in no pair, the"
-        f" judge's reward of the answers rose by {gains}; win rates against the start are {rates} (95 % intervals over"
-        f" these questions), at a KL of {kl} nats an answer."
+        f"Measured with three seeds: {record['steps']} steps on 1,500 pairs, at most {seconds:.0f} s on"
+        f" {machine['cores']} cores of an {machine['processor']}. On {runs[0]['questions']} questions about topics that occur in no pair,"
+        f" the judge's reward of the answers rose by {gains}; win rates against the start are {rates} (95 % intervals"
+        f" over these questions), at a KL of {kl} nats an answer."
     )
 
 
