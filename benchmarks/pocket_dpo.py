@@ -48,7 +48,8 @@ def draw(runs: list[dict], file: Path) -> None:
         for name in ("chosen", "rejected"):
             label = f"{name} answers" if entry is runs[0] else None
             curves.plot(*history.column(f"rewards/{name}"), color=COLORS[name], label=label, alpha=0.8)
-    curves.set(xlabel="optimiser step", ylabel="implicit reward, nats", title="DPO moves the two kinds of answer apart")
+    title = "DPO moves the two kinds of answer apart"
+    curves.set(xlabel="optimiser step", ylabel="implicit reward, nats", title=title)
     curves.legend()
     for i, entry in enumerate(runs):
         won = entry["reward_gained"]
@@ -75,7 +76,8 @@ def sentence(record: dict) -> str:
     seconds = max(entry["train_seconds"] for entry in runs)
     return (
         f"Measured with three seeds: {record['steps']} steps on 1,500 pairs, at most {seconds:.0f} s on"
-        f" {machine['cores']} cores of an {machine['processor']}. On {runs[0]['questions']} questions about topics that occur in no pair,"
+        f" {machine['cores']} cores of an {machine['processor']}. On {runs[0]['questions']} questions about topics that"
+        " occur in no pair,"
         f" the judge's reward of the answers rose by {gains}; win rates against the start are {rates} (95 % intervals"
         f" over these questions), at a KL of {kl} nats an answer."
     )
