@@ -60,7 +60,7 @@ def draw(runs: list[dict], file: Path) -> None:
         yticks=range(len(runs)),
         yticklabels=[f"seed {entry['seed']}" for entry in runs],
         ylim=(-0.6, len(runs) - 0.4),
-        xlabel="reward gained on held-out topics, 95 % interval",
+        xlabel="reward gained, held-out topics",
         title="What the judge of the world says",
     )
     figure.savefig(file, dpi=160)
