@@ -39,7 +39,7 @@ class LMConfig:
     warmup_share: float = 0.02  # share of the steps in which the rate rises
     weight_decay: float = 0.1  # on matrices; pulls weights to zero
     max_grad_norm: float = 1.0
-    optimizer: str = "adamw"  # "muon" learns from scratch in about half the steps; fine-tuning stays with AdamW
+    optimizer: str = "adamw"  # "muon" for training from scratch; fine-tuning stays with AdamW
     seed: int = 0
 
 
