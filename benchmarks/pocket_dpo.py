@@ -73,13 +73,14 @@ def sentence(record: dict) -> str:
     gains = ", ".join("{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**entry["reward_gained"]) for entry in runs)
     rates = ", ".join("{rate:.2f} [{low:.2f}, {high:.2f}]".format(**entry["win_rate"]) for entry in runs)
     kl = ", ".join(f"{entry['kl']:.1f}" for entry in runs)
+    before, after = (", ".join(f"{e[name]['parsed']:.2f}" for e in runs) for name in ("reference", "policy"))
     seconds = max(entry["train_seconds"] for entry in runs)
     return (
         f"Measured with three seeds: {record['steps']} steps on 1,500 pairs, at most {seconds:.0f} s on"
         f" {machine['cores']} cores of an {machine['processor']}. On {runs[0]['questions']} questions about topics that"
-        " occur in no pair,"
-        f" the judge's reward of the answers rose by {gains}; win rates against the start are {rates} (95 % intervals"
-        f" over these questions), at a KL of {kl} nats an answer."
+        f" occur in no pair, the judge's reward of the answers rose by {gains}; win rates against the start are {rates}"
+        f" (95 % intervals over these questions), at a KL of {kl} nats an answer. The share of well-formed answers fell"
+        f" from {before} to {after}."
     )
 
 
