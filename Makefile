@@ -6,10 +6,13 @@ READY := .venv/.ready
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=300
 
 .DEFAULT_GOAL := help
-.PHONY: book test notebooks address format lock clean help
+.PHONY: book pdf test notebooks address format lock clean help
 
 book: $(READY)  ## Build the book into _build/html; a warning is an error
 	$(BIN)/jupyter-book build . -W --keep-going
+
+pdf: book  ## Print the whole book into _build/book.pdf; needs Chromium
+	$(BIN)/python tools/pdf.py _build/html _build/book.pdf
 
 test: $(READY)  ## Lint, check types, test dpo_core with its docstrings, and re-run every notebook
 	$(BIN)/ruff check .
@@ -19,7 +22,7 @@ test: $(READY)  ## Lint, check types, test dpo_core with its docstrings, and re-
 
 notebooks: $(READY)  ## Run every notebook and store its outputs, which the book shows and the tests compare
 	OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True notebooks/*.ipynb
 
 address: $(READY)  ## Write the repository's address everywhere: make address URL=https://github.com/OWNER/REPO
 	$(BIN)/python tools/address.py "$(URL)"

@@ -1,6 +1,7 @@
 """Folders of a training run: checkpoints and caches that are whole or not there, and stops that cut no update in half.
 
-A checkpoint holds the model in Hugging Face layout, ``optimizer.safetensors`` and ``trainer.json``.
+A checkpoint holds the model in Hugging Face layout (with LoRA the adapter alone), ``optimizer.safetensors`` and
+``trainer.json``. Of several processes the first one writes, whole tensors, so that any number of them can go on.
 """
 
 from __future__ import annotations
@@ -23,18 +24,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpo_core.data import EncodedPair
+from dpo_core.distributed import anywhere, collect, rank, spread
 from dpo_core.errors import InputError
+from dpo_core.lora import adapters, merged_copy, read_adapter, save_adapter
+from dpo_core.metrics import History
 from dpo_core.model import GPT
 
 __all__ = [
     "cached",
     "delayed_interrupt",
     "fingerprint",
+    "learned",
     "list_checkpoints",
     "load_best",
     "load_checkpoint",
     "read_state",
     "save_checkpoint",
+    "save_final",
+    "save_trained",
     "writable_folder",
     "write_json",
 ]
@@ -61,6 +68,12 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def learned(model: GPT) -> dict[str, Tensor]:
+    """The weights that training changes: all, or those of the adapter if there is one; no copies."""
+    state = model.state_dict()
+    return {name: tensor for name, tensor in state.items() if ".lora_" in name} if adapters(model) else state
+
+
 def list_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     return sorted((run / "checkpoints").glob("step-*"))
@@ -82,19 +95,27 @@ def save_checkpoint(
         model: its weights are written.
         optimizer: its moments are written; its settings are not.
         state: anything that JSON can hold.
-        best: a second set of weights, on the CPU.
+        best: a second set of weights.
     Returns:
         ``run/checkpoints/step-000100``.
     """
     folder = run / "checkpoints" / f"step-{step:06d}"
+    weights, best = collect(learned(model)), best and collect(best)
+    moments = collect(
+        {
+            f"{parameter}.{name}": tensor
+            for parameter, tensors in optimizer.state_dict()["state"].items()
+            for name, tensor in tensors.items()
+        }
+    )
+    if rank():
+        return folder
     partial = folder.with_name("partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    moments = {
-        f"{parameter}.{name}": tensor
-        for parameter, tensors in optimizer.state_dict()["state"].items()
-        for name, tensor in tensors.items()
-    }
+    if adapters(model):
+        save_adapter(model, partial, weights)
+    else:
+        merged_copy(model, weights).save_pretrained(partial)
     save_file(moments, partial / "optimizer.safetensors")
     if best:
         save_file(best, partial / "best.safetensors")
@@ -104,6 +125,23 @@ def save_checkpoint(
     for old in list_checkpoints(run)[:-KEPT]:
         shutil.rmtree(old)
     return folder
+
+
+def save_final(run: Path, model: GPT, history: History) -> None:
+    """Write ``run/final``, an adapter merged, ``run/adapter``, if there is one, and ``run/history.jsonl``."""
+    weights = collect(model.state_dict())
+    if rank() == 0:
+        save_trained(model, run / "final", run / "adapter", weights)
+        history.to_jsonl(run / "history.jsonl")
+    anywhere(False)  # all wait until it is there
+
+
+def save_trained(model: GPT, folder: Path, adapter: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a model, its adapter merged, and if there is one the adapter alone; an earlier training's is removed."""
+    merged_copy(model, weights).save_pretrained(folder)
+    shutil.rmtree(adapter, ignore_errors=True)
+    if adapters(model):
+        save_adapter(model, adapter, weights)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -125,27 +163,34 @@ def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) 
         InputError: a file is damaged.
     """
     try:
-        weights = GPT.from_pretrained(folder).state_dict()
+        weights = read_adapter(model, folder) if adapters(model) else GPT.from_pretrained(folder).state_dict()
         tensors = load_file(folder / "optimizer.safetensors")
     except (OSError, InputError, SafetensorError) as error:
         raise _damaged(folder, error) from error
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        parameter, name = key.split(".")
-        moments.setdefault(int(parameter), {})[name] = tensor
-    model.load_state_dict(weights)
+        number, name = key.split(".")
+        like = parameters[int(number)] if tensor.dim() else tensor  # the count of steps is a number
+        moments.setdefault(int(number), {})[name] = spread(tensor, like)
+    model.load_state_dict(_spread(weights, model), strict=False)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def load_best(folder: Path) -> dict[str, Tensor] | None:
-    """The ``best`` that ``save_checkpoint`` was given.
+def _spread(weights: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
+    own = model.state_dict()
+    return {name: spread(tensor, own[name]) for name, tensor in weights.items()}
+
+
+def load_best(folder: Path, model: GPT) -> dict[str, Tensor] | None:
+    """The ``best`` that ``save_checkpoint`` was given, for the model.
 
     Raises:
         InputError: the file is damaged.
     """
     file = folder / "best.safetensors"
     try:
-        return load_file(file) if file.exists() else None
+        return _spread(load_file(file), model) if file.exists() else None
     except (OSError, SafetensorError) as error:
         raise _damaged(folder, error) from error
 
@@ -177,7 +222,7 @@ def cached(file: Path | None, key: str, compute: Callable[[], dict[str, Tensor]]
             if kept.metadata() == {"key": key}:
                 return {name: kept.get_tensor(name) for name in kept.keys()}
     tensors = compute()
-    if file:
+    if file and rank() == 0:
         partial = file.with_suffix(".partial")
         save_file(tensors, partial, metadata={"key": key})
         os.replace(partial, file)

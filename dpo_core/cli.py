@@ -1,6 +1,7 @@
 """The command line: ``python -m dpo_core data | pretrain | sft | train | generate | evaluate | pocket``.
 
 Each command is a function of its parsed arguments; what a user can put right ends in one message and exit status 2.
+``torchrun --nproc-per-node 2 -m dpo_core train ...`` trains in several processes.
 """
 
 from __future__ import annotations
@@ -21,24 +22,28 @@ from typing import Any, NoReturn
 import torch
 from safetensors import SafetensorError
 
-from dpo_core.checkpoint import list_checkpoints, writable_folder, write_json
+from dpo_core.checkpoint import list_checkpoints, save_trained, writable_folder, write_json
 from dpo_core.collect import ask_which, pocket_pairs, sampled_pairs, typed_pairs
 from dpo_core.data import PreferencePair, audit_pairs, load_pairs, same_prompt, save_pairs
+from dpo_core.distributed import PARALLEL, launched, print_error, processes, rank
 from dpo_core.errors import InputError
 from dpo_core.evaluate import wilson_interval
 from dpo_core.generate import Generation, generate
 from dpo_core.logprobs import reference_logps
+from dpo_core.lora import LoRAConfig, adapters, add_lora, count_parameters, load_merged
 from dpo_core.model import GPT, PUBLISHED, GPTConfig
+from dpo_core.precision import PRECISIONS
 from dpo_core.pretrain import Document, LMConfig, text_documents, train_lm
 from dpo_core.sft import load_examples, sft_documents
 from dpo_core.tokenizer import load_tokenizer
-from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.trainer import REFERENCES, DPOConfig, DPOTrainer
 
 __all__ = ["build_parser", "main"]
 
 # Learning rates by tokenizer: the published models were trained on far more text, which a large step would undo.
 DPO_RATES = {"pocket": 1e-4, "gpt2": 1e-6}
 SFT_RATES = {"pocket": 3e-4, "gpt2": 2e-5}
+LORA_FACTOR = 10  # an adapter starts from nothing, and wants larger steps
 
 # What helps when the GPU's memory is full, by command.
 SMALLER = {
@@ -64,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         args = build_parser().parse_args(argv)
-        args.run(args)
+        if launched() and args.command != "train":
+            raise InputError(f"only train runs in several processes; start {args.command} without torchrun")
+        with processes():
+            args.run(args)
         return 0
     except (InputError, OSError, SafetensorError) as error:  # the last two: a disk that is full
         message = str(error)
@@ -72,9 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         remedy = SMALLER.get(args.command, "take a smaller model or fewer prompts")
         message = f"the GPU's memory is full; {remedy}"
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
+        if rank() == 0:
+            print(str(stop) or "stopped", file=sys.stderr)
         return 130
-    print(f"error: {message}", file=sys.stderr)
+    print_error(message)
     return 2
 
 
@@ -121,8 +130,14 @@ def build_parser() -> argparse.ArgumentParser:
         return sub.add_argument
 
     def model(add: Callable[..., argparse.Action]) -> None:
-        names = f"pocket, {', '.join(PUBLISHED)}, or the folder of a model or of a training"
+        names = f"pocket, {', '.join(PUBLISHED)}, or the folder of a model, an adapter or a training"
         add("--model", "--weights", default="pocket", metavar="MODEL", help=names)
+
+    def lora(add: Callable[..., argparse.Action]) -> None:
+        text = (
+            "train an adapter (LoRA) of this rank, 8 if not said, and freeze the model; --lr is then 10 times as high"
+        )
+        add("--lora", type=COUNT, nargs="?", const=8, metavar="RANK", help=text)
 
     def next_token(add: Callable[..., argparse.Action], output: str, rate: float | None, rate_help: str) -> None:
         add("--output", type=Path, default=Path(output), help="folder of the model")
@@ -157,11 +172,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = command("sft", _sft, "Fine-tune on good answers.")
     add("--data", type=Path, required=True, help="JSONL with prompt and completion, or pairs (chosen is taken)")
     model(add)
+    lora(add)
     next_token(add, "checkpoints/sft", None, "peak learning rate; if not given, 3e-4 for pocket and 2e-5 for GPT-2")
 
     add = command("train", _train, "Train by DPO on preference pairs.")
     add("--data", type=Path, required=True, help="JSONL with prompt, chosen, rejected, or as data --convert reads")
     model(add)
+    lora(add)
     add("--output", type=Path, default=Path("dpo_checkpoints"), help="folder of the run")
     add("--steps", type=COUNT, default=200, help="optimiser steps")
     add("--beta", type=POSITIVE, default=0.1, help="weight of the KL term: higher stays closer to the start")
@@ -177,7 +194,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--eval-every", type=COUNT, default=50, help="steps between evaluations")
     add("--save-every", type=COUNT, metavar="N", help="steps between checkpoints; if not given, only Ctrl-C writes one")
     add("--resume", action="store_true", help="go on from the last checkpoint in --output")
-    add("--precision", default="auto", choices=["auto", "float32", "bf16"], help="of the computation")
+    reference = "log-probs: computed once, or each time by a copy of the model or, with --lora, its adapter off"
+    add("--reference", default="cached", choices=REFERENCES, help=reference)
+    add("--parallel", default="ddp", choices=PARALLEL, help="under torchrun: each process holds the model, or a part")
+    add("--precision", default="auto", choices=PRECISIONS, help="of the computation")
     add("--seed", type=SEED, default=0, help="of the split and the order of the pairs")
 
     add = command("generate", _generate, "Answer prompts.")
@@ -213,7 +233,7 @@ def _load(name: str) -> GPT:
         raise InputError(
             f"{name}: the training is not finished; go on with --resume, or name a folder in {name}/checkpoints"
         )
-    model = GPT.from_pretrained(final if of_run else name)
+    model = load_merged(final if of_run else name)
     load_tokenizer(model.config.tokenizer)  # an unknown one is better found out before any work
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -301,6 +321,18 @@ def _answered_pairs(args: argparse.Namespace) -> Iterator[PreferencePair]:
 # Training
 
 
+def _to_train(args: argparse.Namespace, rates: dict[str, float]) -> tuple[GPT, float]:
+    """The model to train, with an adapter where asked for, and the learning rate."""
+    model = _load(args.model)
+    rate = rates[model.config.tokenizer]
+    if args.lora:
+        add_lora(model, LoRAConfig(rank=args.lora), args.seed)
+        rate *= LORA_FACTOR
+        trained, every = count_parameters(model)
+        print(f"adapter of rank {args.lora}: {trained:,} parameters are trained, of {every:,}")
+    return model, args.lr or rate
+
+
 def _pretrain(args: argparse.Namespace) -> None:
     encoding = load_tokenizer(args.tokenizer)
     shape = (args.context, args.channels, args.layers, args.heads)
@@ -312,27 +344,28 @@ def _pretrain(args: argparse.Namespace) -> None:
 
 def _sft(args: argparse.Namespace) -> None:
     examples = load_examples(args.data)
-    model = _load(args.model)
-    tokenizer, context = model.config.tokenizer, model.config.n_positions
-    encoding = load_tokenizer(tokenizer)
+    model, learning_rate = _to_train(args, SFT_RATES)
+    encoding, context = load_tokenizer(model.config.tokenizer), model.config.n_positions
     documents = sft_documents(encoding, examples, context)
     if cut := sum(document.ids[-1] != encoding.eot_token for document in documents):
         print(f"{cut} of {len(documents)} examples were cut at {context} tokens, the model's context")
-    _train_lm(args, model, documents, args.lr or SFT_RATES[tokenizer])
+    _train_lm(args, model, documents, learning_rate)
 
 
 def _train_lm(args: argparse.Namespace, model: GPT, documents: list[Document], learning_rate: float) -> None:
+    if adapters(model) and Path(model.origin) == args.output.absolute():
+        raise InputError(f"{args.output} holds the model that the adapter belongs to; choose another --output")
     writable_folder(args.output)
     config = LMConfig(args.epochs, args.batch_tokens, learning_rate, seed=args.seed)
     losses = train_lm(model, documents, config)
-    model.save_pretrained(args.output)
+    save_trained(model, args.output, args.output / "adapter")
     print(f"{len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f} nats a token; saved in {args.output}")
 
 
 def _train(args: argparse.Namespace) -> None:
     pairs = load_pairs(args.data)
     val_pairs = load_pairs(args.val) if args.val else None
-    model = _load(args.model)
+    model, learning_rate = _to_train(args, DPO_RATES)
     config = DPOConfig(
         beta=args.beta,
         beta_end=args.beta_schedule,
@@ -340,13 +373,15 @@ def _train(args: argparse.Namespace) -> None:
         steps=args.steps,
         batch_size=args.batch_size,
         grad_accum=args.grad_accum,
-        learning_rate=args.lr or DPO_RATES[model.config.tokenizer],
+        learning_rate=learning_rate,
         max_length=args.max_length,
         val_share=args.val_share,
         eval_every=args.eval_every,
         patience=args.early_stopping,
         save_every=args.save_every,
         precision=args.precision,
+        reference=args.reference,
+        parallel=args.parallel,
         seed=args.seed,
     )
     trainer = DPOTrainer(model, load_tokenizer(model.config.tokenizer), pairs, config, args.output, val_pairs)

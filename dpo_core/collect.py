@@ -10,7 +10,7 @@ from dpo_core.generate import Generation, generate
 from dpo_core.model import GPT
 from dpo_core.tokenizer import load_tokenizer
 
-__all__ = ["ask_which", "pocket_pairs", "sampled_pairs", "typed_pairs"]
+__all__ = ["answer_twice", "ask_which", "pocket_pairs", "sampled_pairs", "typed_pairs"]
 
 
 def _ask(question: str) -> str | None:
@@ -48,6 +48,24 @@ def ask_which(first: Generation, second: Generation) -> int | None:
     return None
 
 
+def answer_twice(model: GPT, prompts: Sequence[str], seed: int) -> list[tuple[Generation, Generation]]:
+    """Two answers of a model to each prompt, sampled at temperature 1, wherever neither is blank and they differ.
+
+    Args:
+        model: who answers.
+        prompts: what is asked.
+        seed: of the sampling.
+
+    >>> [(first, second)] = answer_twice(GPT.from_pretrained("pocket"), ["Why is the sky blue?"], seed=0)
+    >>> first.text == second.text
+    False
+    """
+    doubled = [prompt for prompt in prompts for _ in range(2)]
+    answers = generate(model, load_tokenizer(model.config.tokenizer), doubled, max_new_tokens=200, seed=seed)
+    both = zip(answers[::2], answers[1::2])
+    return [(a, b) for a, b in both if a.text.strip() and b.text.strip() and a.text != b.text]
+
+
 def sampled_pairs(
     model: GPT, prompts: Sequence[str], prefers: Callable[[Generation, Generation], int | None], seed: int
 ) -> Iterator[PreferencePair]:
@@ -66,11 +84,7 @@ def sampled_pairs(
     >>> len(pair.chosen) >= len(pair.rejected)
     True
     """
-    doubled = [prompt for prompt in prompts for _ in range(2)]
-    answers = generate(model, load_tokenizer(model.config.tokenizer), doubled, max_new_tokens=200, seed=seed)
-    for first, second in zip(answers[::2], answers[1::2]):
-        if not (first.text.strip() and second.text.strip()) or first.text == second.text:
-            continue
+    for first, second in answer_twice(model, prompts, seed):
         verdict = prefers(first, second)
         if verdict is None:
             return

@@ -4,7 +4,7 @@
 tokens, prompt + chosen + rejected: the prompt is computed once, the attention mask hides the chosen answer from the
 rejected one, and the positions of the rejected one start again at the prompt's end.
 
-Shapes: B pairs, T tokens of the longest row, N answer tokens in the batch.
+Shapes: B pairs, T tokens of the longest row, M tokens and N answer tokens in the batch.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def same_prompt(prompt: str) -> str:
 class PreferenceBatch:
     """Pairs as tensors, one row each: prompt, chosen, rejected, padding.
 
-    The last three index what the output head has to do, and nothing else is computed there.
+    The last four index what there is to do; padding, and the output head on other tokens, are not computed.
     """
 
     ids: Tensor  # (B, T) token ids; padding is 0, which nothing attends to or predicts
@@ -224,7 +224,8 @@ class PreferenceBatch:
     segments: Tensor  # (B, T) 0 prompt, 1 chosen, 2 rejected, -1 padding
     chosen_lengths: Tensor  # (B,) tokens
     rejected_lengths: Tensor  # (B,)
-    source: Tensor  # (N,) where in B*T stands the token that predicts; the prompt's last does so for both answers
+    kept: Tensor  # (M,) where in B*T there is a token and not padding
+    source: Tensor  # (N,) which of the M tokens predicts; the prompt's last does so for both answers
     target: Tensor  # (N,) the token id to be predicted
     place: Tensor  # (N,) where in 2B*T its log-prob goes: chosen answers in the first B rows, rejected in the last
 
@@ -253,13 +254,15 @@ def collate(encoded: Sequence[EncodedPair]) -> PreferenceBatch:
     """
     B, T = len(encoded), max(map(len, encoded))
     ids, positions, segments = (torch.full((B, T), fill) for fill in (0, 0, -1))
+    kept: list[int] = []
     source, target, place = [], [], []
     for row, e in enumerate(encoded):
         p, c, r = len(e.prompt), len(e.chosen), len(e.rejected)
         ids[row, : p + c + r] = torch.tensor(e.prompt + e.chosen + e.rejected)
         positions[row, : p + c + r] = torch.tensor([*range(p + c), *range(p, p + r)])
         segments[row, : p + c + r] = torch.tensor([0] * p + [1] * c + [2] * r)
-        source += [row * T + t for t in (*range(p - 1, p + c - 1), p - 1, *range(p + c, p + c + r - 1))]
+        source += [len(kept) + t for t in (*range(p - 1, p + c - 1), p - 1, *range(p + c, p + c + r - 1))]
+        kept += range(row * T, row * T + p + c + r)
         target += e.chosen + e.rejected
         place += [row * T + t for t in range(p, p + c)] + [(B + row) * T + t for t in range(p + c, p + c + r)]
     return PreferenceBatch(
@@ -268,6 +271,7 @@ def collate(encoded: Sequence[EncodedPair]) -> PreferenceBatch:
         segments=segments,
         chosen_lengths=torch.tensor([len(e.chosen) for e in encoded]),
         rejected_lengths=torch.tensor([len(e.rejected) for e in encoded]),
+        kept=torch.tensor(kept),
         source=torch.tensor(source),
         target=torch.tensor(target),
         place=torch.tensor(place),

@@ -7,18 +7,19 @@ Shapes: B pairs, T tokens of a row, C channels, V vocabulary, N answer tokens in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from dpo_core.data import EncodedPair, PreferenceBatch, by_length, collate
 from dpo_core.model import GPT
 
-__all__ = ["pair_logps", "reference_logps", "sequence_logps", "token_logps"]
+__all__ = ["head_logps", "pair_logps", "reference_logps", "sequence_logps", "token_logps"]
 
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
@@ -56,11 +57,70 @@ def sequence_logps(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
     return (logps * mask[:, 1:]).sum(1)
 
 
-def pair_logps(model: GPT, batch: PreferenceBatch, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+class _HeadLogps(torch.autograd.Function):
+    """``token_logps(states @ weight.T, targets)``, a chunk of tokens at a time, forward and backward.
+
+    Kept for the backward pass is one normaliser per token; the logits are computed anew from it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+        device = states.device.type
+        ctx.chunk, ctx.dtypes = chunk, (states.dtype, weight.dtype)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        states, weight = states.to(dtype), weight.to(dtype)
+        logps, normalisers = states.new_empty(2, len(states), dtype=torch.float32)
+        for part in _parts(len(states), chunk):
+            logits = F.linear(states[part], weight).float()  # (chunk, V)
+            normalisers[part] = logits.logsumexp(-1)
+            logps[part] = logits.gather(1, targets[part, None])[:, 0] - normalisers[part]
+        ctx.save_for_backward(states, weight, targets, normalisers)
+        return logps
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        states, weight, targets, normalisers = ctx.saved_tensors
+        grad_states = torch.empty_like(states)
+        learning = ctx.needs_input_grad[1]  # not with LoRA
+        grad_weight = torch.zeros_like(weight, dtype=ctx.dtypes[1]) if learning else None
+        for part in _parts(len(states), ctx.chunk):
+            probs = F.linear(states[part], weight).float().sub_(normalisers[part, None]).exp_()  # (chunk, V)
+            slope = probs.mul_(-grad[part, None])  # d logp / d logits = 1 at the target, minus probs
+            slope.scatter_add_(1, targets[part, None], grad[part, None])
+            slope = slope.to(weight.dtype)
+            grad_states[part] = slope @ weight
+            if grad_weight is not None:
+                grad_weight += slope.T @ states[part]
+        return grad_states.to(ctx.dtypes[0]), grad_weight, None, None
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def head_logps(states: Tensor, weight: Tensor, targets: Tensor, chunk: int = 512) -> Tensor:
+    """Log-probability of each target under the output head, without ever holding the logits of more than a chunk.
+
+    Args:
+        states: (N, C) of ``GPT.hidden``.
+        weight: (V, C) of the head.
+        targets: (N,) token ids.
+        chunk: tokens whose logits exist at the same time.
+    Returns:
+        (N,) float32 nats, the same as ``token_logps`` of all logits.
+
+    >>> states, weight, targets = torch.ones(3, 2), torch.eye(4, 2), torch.tensor([0, 2, 3])
+    >>> torch.allclose(head_logps(states, weight, targets, chunk=2), token_logps(states @ weight.T, targets))
+    True
+    """
+    return _HeadLogps.apply(states, weight, targets, chunk)
+
+
+def pair_logps(model: GPT | nn.Module, batch: PreferenceBatch, chunk: int = 512) -> tuple[Tensor, Tensor]:
     """Log-probabilities of both answers of each pair, with the prompt computed once and logits only for answers.
 
     Args:
-        model: any GPT.
+        model: any GPT, or what ``parallel`` made of one.
         batch: as of ``collate``, on the model's device.
         chunk: answer tokens whose logits exist at the same time; they are computed anew in the backward pass.
     Returns:
@@ -74,16 +134,10 @@ def pair_logps(model: GPT, batch: PreferenceBatch, chunk: int = 1024) -> tuple[T
     >>> torch.allclose(chosen, rejected)
     True
     """
-    states = model.hidden(batch.ids, batch.positions, batch.mask()).flatten(0, 1)[batch.source]  # (N, C)
-
-    def answer_logps(states: Tensor, target: Tensor) -> Tensor:
-        return token_logps(model.logits(states), target)
-
-    parts = list(zip(states.split(chunk), batch.target.split(chunk)))
-    if len(parts) > 1 and torch.is_grad_enabled():
-        logps = torch.cat([checkpoint(answer_logps, *part, use_reentrant=False) for part in parts])
-    else:
-        logps = torch.cat([answer_logps(*part) for part in parts])  # (N,)
+    if not isinstance(model, GPT):
+        return model(batch, chunk)
+    states = model.hidden(batch.ids, batch.positions, batch.mask(), kept=batch.kept)[batch.source]  # (N, C)
+    logps = head_logps(states, model.wte.weight, batch.target, chunk)  # (N,)
     # A table, not index_add: on a GPU the order of index_add's sums, and so the last digit, is left to chance.
     B, T = batch.ids.shape
     table = logps.new_zeros(2 * B * T).scatter(0, batch.place, logps).view(2 * B, T)
@@ -92,11 +146,13 @@ def pair_logps(model: GPT, batch: PreferenceBatch, chunk: int = 1024) -> tuple[T
 
 
 @torch.no_grad()
-def reference_logps(model: GPT, encoded: Sequence[EncodedPair], batch_size: int = 8, progress: bool = False) -> Tensor:
+def reference_logps(
+    model: GPT | nn.Module, encoded: Sequence[EncodedPair], batch_size: int = 8, progress: bool = False
+) -> Tensor:
     """Log-probabilities of all pairs under a model that is not learning; computed once, they replace the model.
 
     Args:
-        model: any GPT.
+        model: any GPT, or what ``parallel`` made of one.
         encoded: the pairs.
         batch_size: pairs per forward pass.
         progress: show a bar, if there is a terminal.
@@ -109,9 +165,9 @@ def reference_logps(model: GPT, encoded: Sequence[EncodedPair], batch_size: int 
     >>> reference_logps(model, [EncodedPair([1, 2], [3, 10], [4, 10], PreferencePair("", "", ""))]).shape
     torch.Size([1, 2])
     """
-    out = torch.zeros(len(encoded), 2)
+    out, device = torch.zeros(len(encoded), 2), next(model.parameters()).device
     groups = by_length(encoded, range(len(encoded)), batch_size)
     for indices in tqdm(groups, desc="log-probs", leave=False, disable=None if progress else True):
-        batch = collate([encoded[i] for i in indices]).to(model.device)
+        batch = collate([encoded[i] for i in indices]).to(device)
         out[indices] = torch.stack(pair_logps(model, batch), dim=1).cpu()
     return out

@@ -72,6 +72,39 @@ class GPTConfig:
             raise InputError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Values mixed by the softmax of query times key.
+
+    Args:
+        q: (B, H, T, C/H).
+        k: (B, H, S, C/H), as v.
+        v: what is mixed.
+        mask: bool, broadcastable to (B, H, T, S), True where attention is allowed; causal if not given.
+        dropout: share of the attention weights that is dropped.
+    Returns:
+        (B, H, T, C/H).
+
+    >>> q = torch.zeros(1, 1, 2, 4)
+    >>> attend(q, q, torch.tensor([[[[0.0], [1.0]]]]), None, dropout=0.0).flatten()  # the second sees both
+    tensor([0.0000, 0.5000])
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # where torch's kernel takes several times as long
+        with torch.autocast("cpu", enabled=False):
+            return _attend_in_products(q, k, v, mask, dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
+
+
+def _attend_in_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    B, H, T, D = q.shape
+    S = k.shape[2]
+    if mask is None:
+        mask = torch.ones(T, S, dtype=torch.bool).tril(S - T)
+    bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -torch.inf).expand(B, H, T, S)
+    flat_q, flat_k, flat_v = (x.reshape(B * H, -1, D) for x in (q, k, v))
+    scores = torch.baddbmm(bias.reshape(B * H, T, S), flat_q, flat_k.mT, alpha=D**-0.5)
+    return (F.dropout(scores.softmax(-1), dropout) @ flat_v).view(B, H, T, D)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; causal unless a mask says otherwise."""
 
@@ -82,18 +115,23 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Any]:
-        B, T, C = x.shape
+    def forward(
+        self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None, kept: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        C = x.shape[-1]
+        qkv = self.c_attn(x)  # (B, T, 3C), or (N, 3C) if padding is left out
+        if kept is not None and mask is not None:  # only here do rows matter: put the tokens back into them
+            B, T = mask.shape[0], mask.shape[-1]
+            qkv = qkv.new_zeros(B * T, 3 * C).index_copy(0, kept, qkv).view(B, T, 3 * C)
+        B, T, _ = qkv.shape
         q, k, v = (
             part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, C/H)
-            for part in self.c_attn(x).split(C, dim=2)
+            for part in qkv.split(C, dim=2)
         )
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=self.dropout if self.training else 0.0
-        )
-        y = y.transpose(1, 2).reshape(B, T, C)
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0).transpose(1, 2).reshape(B, T, C)
+        y = y if kept is None else y.flatten(0, 1)[kept]
         return F.dropout(self.c_proj(y), self.dropout, self.training), (k, v)
 
 
@@ -120,8 +158,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Any]:
-        attended, present = self.attn(self.ln_1(x), mask, past)
+    def forward(
+        self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None, kept: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        attended, present = self.attn(self.ln_1(x), mask, past, kept)
         x = x + attended
         return x + self.mlp(self.ln_2(x)), present
 
@@ -160,12 +200,19 @@ class GPT(nn.Module):
     def device(self) -> torch.device:
         return self.wte.weight.device
 
+    @property
+    def origin(self) -> str:
+        """``source`` in a form that holds from every folder."""
+        named = self.source in ("", "pocket", *PUBLISHED)
+        return self.source if named else str(Path(self.source).absolute())
+
     def hidden(
         self,
         ids: Tensor,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
         """The states under the head, so that a caller can ask for logits only where they count.
 
@@ -174,8 +221,10 @@ class GPT(nn.Module):
             positions: (B, T) positions; counted on from the cache, or from 0, if not given.
             mask: bool, broadcastable to (B, H, T, T_past + T), True where attention is allowed; causal if not given.
             cache: keys and values of earlier positions, extended in place; an empty list starts one.
+            kept: (N,) where in B*T there is a token and not padding, which then costs nothing; needs positions of
+                (B, T) and a mask of (B, 1, T, T).
         Returns:
-            (B, T, C) states; ``model.logits`` turns them into (B, T, V).
+            (B, T, C) states, or (N, C) of the kept ones; ``model.logits`` turns them into logits.
         Raises:
             InputError: a sequence is longer than the model has positions.
         """
@@ -190,9 +239,11 @@ class GPT(nn.Module):
         if mask is None and past_length:
             steps = torch.arange(past_length + ids.shape[1], device=ids.device)
             mask = steps <= steps[past_length:, None]  # (T, T_past + T)
-        x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)  # (B, T, C)
+        if kept is not None:
+            ids, positions = ids.flatten()[kept], positions.flatten()[kept]  # (N,)
+        x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)  # (B, T, C) or (N, C)
         for i, block in enumerate(self.h):
-            x, present = block(x, mask, cache[i] if cache and i < len(cache) else None)
+            x, present = block(x, mask, cache[i] if cache and i < len(cache) else None, kept)
             if cache is not None:
                 cache[i : i + 1] = [present]
         return self.ln_f(x)
@@ -240,6 +291,8 @@ class GPT(nn.Module):
 
         Args:
             folder: made if it is missing.
+        Raises:
+            InputError: the model has an adapter (``dpo_core.lora``).
 
         >>> import tempfile
         >>> model = GPT(GPTConfig(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))
@@ -248,7 +301,9 @@ class GPT(nn.Module):
         ...     bool((GPT.from_pretrained(folder).wte.weight == model.wte.weight).all())
         True
         """
-        folder = Path(folder)
+        folder, state = Path(folder), self.state_dict()
+        if any(".lora_" in key for key in state):
+            raise InputError("an adapter is no part of a GPT-2 checkpoint; write merged_copy(model), or save_adapter")
         folder.mkdir(parents=True, exist_ok=True)
         config = self.config
         eos = config.vocab_size - 1
@@ -264,7 +319,7 @@ class GPT(nn.Module):
             **{key: value for key, value in asdict(config).items() if key != "dropout"},
         }
         (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        save_file(_to_hf(self.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(_to_hf(state), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _checkpoint_files(name: str) -> tuple[Path, Path]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from dpo_core.errors import InputError
 
-__all__ = ["PreferencePair", "load_pairs", "read_jsonl", "read_pair", "save_pairs", "shared_length"]
+__all__ = ["PreferencePair", "load_pairs", "read_jsonl", "read_pair", "save_pairs", "shared_length", "write_jsonl"]
 
 COLUMNS = ("prompt", "chosen", "rejected")
 ANSWER = "\n\nAssistant:"  # where an answer begins in HH-RLHF's text
@@ -112,14 +112,25 @@ def save_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
     ...     print((Path(folder) / "pairs.jsonl").read_text(), end="")
     {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
     """
+    write_jsonl(path, ({name: getattr(pair, name) for name in COLUMNS} for pair in pairs))
+
+
+def write_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line; an old file stays whole until the new one is.
+
+    Args:
+        path: the file; its folder is made if it is missing.
+        records: what to write.
+    Raises:
+        InputError: the file cannot be written.
+    """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Half a character, as in cut-off text, has no UTF-8; its backslash form is what JSON writes for it.
         with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            for pair in pairs:
-                record = {name: getattr(pair, name) for name in COLUMNS}
+            for record in records:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         os.replace(partial, path)
     except OSError as error:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import tiktoken
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from dpo_core.errors import InputError
+from dpo_core.logprobs import head_logps
 from dpo_core.model import GPT
 from dpo_core.muon import Muon
+from dpo_core.precision import DTYPES, autocast, choose
 
 __all__ = ["Document", "LMConfig", "language_model_loss", "text_documents", "train_lm"]
 
@@ -40,6 +41,7 @@ class LMConfig:
     weight_decay: float = 0.1  # on matrices; pulls weights to zero
     max_grad_norm: float = 1.0
     optimizer: str = "adamw"  # "muon" for training from scratch; fine-tuning stays with AdamW
+    precision: str = "float32"  # "bf16" is faster where there are units for it; "auto" measures that
     seed: int = 0
 
 
@@ -85,8 +87,8 @@ def language_model_loss(model: GPT, documents: Sequence[Document]) -> tuple[Tens
         counts[row, document.start : len(document.ids)] = True
     ids, counts = ids.to(model.device), counts.to(model.device)
     states = model.hidden(ids[:, :-1])[counts[:, 1:]]  # (N, C): logits only where a token counts
-    loss = F.cross_entropy(model.logits(states).float(), ids[:, 1:][counts[:, 1:]], reduction="sum")
-    return loss, int(counts[:, 1:].sum())
+    targets = ids[:, 1:][counts[:, 1:]]
+    return -head_logps(states, model.wte.weight, targets).sum(), len(targets)
 
 
 def _batches(documents: Sequence[Document], tokens: int, rng: random.Random) -> list[list[Document]]:
@@ -101,6 +103,12 @@ def _batches(documents: Sequence[Document], tokens: int, rng: random.Random) -> 
     return batches
 
 
+def no_fp16(setting: str, device: torch.device) -> str:
+    """The precision, but for fp16, which would need its losses scaled: float32 then."""
+    precision = choose(setting, device)
+    return "float32" if precision == "fp16" else precision
+
+
 def _adamw(model: GPT, config: LMConfig) -> list[torch.optim.Optimizer]:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
@@ -113,7 +121,12 @@ def _muon(model: GPT, config: LMConfig) -> list[torch.optim.Optimizer]:
     inside = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in inside]  # embeddings, norms and biases
     return [
-        Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay),
+        Muon(
+            matrices,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            dtype=DTYPES[no_fp16(config.precision, model.device)],
+        ),
         torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
     ]
 
@@ -164,12 +177,14 @@ def train_lm(
         for optimizer in optimizers
     ]
     losses = []
+    precision = no_fp16(config.precision, model.device)
     model.train()
     bar = tqdm(range(1, steps + 1), disable=None if progress else True, unit="step")
     for step in bar:
         if not batches:
             batches = _batches(documents, config.tokens_per_batch, rng)
-        total, count = language_model_loss(model, batches.pop())
+        with autocast(model.device, precision):
+            total, count = language_model_loss(model, batches.pop())
         loss = total / max(1, count)
         model.zero_grad()
         loss.backward()

@@ -1,7 +1,8 @@
 """The DPO trainer: reference log-probs once, then one readable loop.
 
 A run's folder holds ``final/`` (the model, Hugging Face layout), ``history.jsonl``, ``config.json``, the cached
-``reference.safetensors`` and, where asked for, ``checkpoints/step-000100/``.
+``reference.safetensors`` and, where asked for, ``checkpoints/step-000100/``. With LoRA, ``adapter/`` stands beside a
+``final/`` in which it is merged. Under ``torchrun`` the processes share each step's pairs; the first prints and writes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,29 +25,63 @@ from dpo_core.checkpoint import (
     cached,
     delayed_interrupt,
     fingerprint,
+    learned,
     list_checkpoints,
     load_best,
     load_checkpoint,
     read_state,
     save_checkpoint,
+    save_final,
     writable_folder,
     write_json,
 )
-from dpo_core.data import PreferencePair, audit_pairs, batches, by_length, collate, split_by_prompt
+from dpo_core.data import (
+    EncodedPair,
+    PreferenceBatch,
+    PreferencePair,
+    audit_pairs,
+    batches,
+    by_length,
+    collate,
+    split_by_prompt,
+)
+from dpo_core.distributed import (
+    PARALLEL,
+    anywhere,
+    exchanging,
+    gather,
+    owned,
+    parallel,
+    rank,
+    share,
+    snapshot,
+    whole,
+    world_size,
+)
 from dpo_core.errors import InputError
 from dpo_core.logprobs import pair_logps, reference_logps
+from dpo_core.lora import adapter_off, adapters
 from dpo_core.losses import dpo_loss
 from dpo_core.metrics import History, MetricSums, log_line, preference_metrics
-from dpo_core.model import GPT, PUBLISHED
+from dpo_core.model import GPT
+from dpo_core.precision import PRECISIONS, autocast, choose
 
 __all__ = ["DPOConfig", "DPOTrainer"]
 
-CHANGEABLE = ("steps", "learning_rate", "patience", "save_every")  # what may differ when a run is resumed
+CHANGEABLE = ("steps", "learning_rate", "patience", "save_every", "parallel")  # what may differ when a run is resumed
+REFERENCES = ("cached", "live", "adapter_off")
 
 
 @dataclass(frozen=True)
 class DPOConfig:
     """The settings of a run.
+
+    A step takes ``batch_size`` x ``grad_accum`` pairs, however many processes share them.
+
+    The log-probs of the ``reference`` are "cached", that is computed once before training. "live" asks a copy of the
+    model in each step: the same numbers for more time and memory. "adapter_off" asks the model without its adapter
+    (LoRA): the same for more time and no memory. It is the wrong reference if the adapter was trained before, as by
+    fine-tuning, since off, that is undone too; it is refused then. Merge the adapter first and add a new one.
 
     >>> DPOConfig(beta=1.0, beta_end=2.0, steps=3).beta_at(1)
     1.5
@@ -68,8 +104,9 @@ class DPOConfig:
     log_every: int = 10  # steps averaged in one row of the history: higher is smoother
     save_every: int | None = None  # steps between checkpoints: lower loses less to a crash; None writes none
     seed: int = 0  # of the split and the order of the pairs
-    precision: str = "float32"  # "bf16" computes faster and coarser where supported; "auto" takes it on such a GPU
-    reference: str = "cached"  # "live" keeps the reference model and asks it anew: same numbers, more memory
+    precision: str = "float32"  # "bf16" and "fp16" compute faster and coarser where supported; "auto" finds out
+    reference: str = "cached"  # or "live", or with LoRA "adapter_off"; see above
+    parallel: str = "ddp"  # under torchrun; "fsdp" spreads the model over the processes: less memory, more traffic
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "grad_accum", "eval_every", "log_every", "patience", "save_every"):
@@ -80,8 +117,9 @@ class DPOConfig:
             self._require(name, "at least 0", lambda value: value >= 0)
         self._require("label_smoothing", "at least 0 and below 0.5", lambda value: 0 <= value < 0.5)
         self._require("val_share", "at least 0 and below 1", lambda value: 0 <= value < 1)
-        self._require("precision", "float32, bf16 or auto", lambda value: value in ("float32", "bf16", "auto"))
-        self._require("reference", "cached or live", lambda value: value in ("cached", "live"))
+        self._require("precision", " or ".join(PRECISIONS), lambda value: value in PRECISIONS)
+        self._require("reference", " or ".join(REFERENCES), lambda value: value in REFERENCES)
+        self._require("parallel", " or ".join(PARALLEL), lambda value: value in PARALLEL)
 
     def _require(self, name: str, what: str, fine: Callable[[Any], bool]) -> None:
         if not fine(getattr(self, name)):
@@ -101,7 +139,8 @@ class DPOTrainer:
     """Trains a model in place by DPO against its own state at the start.
 
     Args:
-        model: the policy, and the reference too as it is now; float32, without dropout, on the device to train on.
+        model: the policy, and the reference too as it is now; float32, without dropout, on the device to train on;
+            with ``add_lora`` its adapter alone is trained.
         encoding: its tokenizer.
         pairs: preferences; a share of the prompts is set aside unless ``val_pairs`` are given.
         config: the settings.
@@ -127,9 +166,9 @@ class DPOTrainer:
         output: str | Path | None = None,
         val_pairs: Sequence[PreferencePair] | None = None,
     ) -> None:
-        self.model, self.config = model, config
+        self.model, self.encoding, self.config = model, encoding, config
         self.output = None if output is None else writable_folder(output)
-        self.start = _start(model)
+        self.start = model.origin
         if self.output and Path(self.start).is_absolute():
             if Path(self.start).resolve().is_relative_to(self.output.resolve()):
                 raise InputError(f"{output} holds the model that training starts from; choose another --output")
@@ -142,24 +181,30 @@ class DPOTrainer:
             self.training, self.validation = self.audit.kept, self.val_audit.kept
         if config.patience and not self.validation:
             raise InputError("patience needs validation pairs; give some, or a val_share above 0")
-        fast = model.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and fast)
+        self.precision = choose(config.precision, model.device)
+        if anywhere(self.precision == "float32"):
+            self.precision = "float32"
+        # fp16 has so small a range that gradients are scaled up to stay in it.
+        self.scaler = torch.amp.GradScaler(model.device.type, init_scale=2.0**12, enabled=self.precision == "fp16")
+        self.key = fingerprint(
+            model, [self.training, self.validation], (self.precision, config.batch_size, config.reference)
+        )
+        self.reference_model = copy.deepcopy(model).requires_grad_(False) if config.reference == "live" else None
+        self.policy = parallel(model, config.parallel)  # the model, as all processes call it
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, weight_decay=config.weight_decay, fused=model.device.type == "cuda"
+            self.parameters, weight_decay=config.weight_decay, fused=model.device.type in ("cpu", "cuda")
         )
         self.step = 0
         self.history = History()
-        self.best: dict[str, Tensor] | None = None  # weights of kept_row(), on the CPU, if there is patience
+        self.best: dict[str, Tensor] | None = None  # weights of kept_row(), if there is patience
         self.sums = MetricSums()  # since the last row
-        self.key = fingerprint(
-            model, [self.training, self.validation], (self.bf16, config.batch_size, config.reference)
-        )
-        self.reference = cached(self.output and self.output / "reference.safetensors", self.key, self._reference_logps)
-        live = config.reference == "live"
-        self.reference_model = copy.deepcopy(model).requires_grad_(False) if live else None
+        file, key = self.output and self.output / "reference.safetensors", f"{self.key} {world_size()}"
+        self.reference = cached(file, key, self._reference_logps)
 
-    def train(self, progress: bool = True, resume: bool = False) -> History:
+    def train(
+        self, progress: bool = True, resume: bool = False, on_log: Callable[[History], None] | None = None
+    ) -> History:
         """Train from where the trainer stands to ``config.steps``, or until evaluations stop improving.
 
         With patience the model has the weights of the best evaluation in the end.
@@ -167,13 +212,14 @@ class DPOTrainer:
         Args:
             progress: print the rows as they are logged, and show a bar if there is a terminal.
             resume: go on from the last checkpoint in the output folder.
+            on_log: is given the history after each row, to show it, for one.
         Returns:
             All rows; that of step 0 is before any update, the others average the pairs since the row before.
         Raises:
             InputError: a loss or gradient is not finite, there is nothing to resume, or checkpoints stand in the way.
             KeyboardInterrupt: after Ctrl-C, once the step is done and a checkpoint is written.
         """
-        config = self.config
+        config, progress = self.config, progress and rank() == 0
         self._begin(resume)
         order = islice(batches(len(self.training), config.batch_size * config.grad_accum, config.seed), self.step, None)
         bar = tqdm(total=config.steps, initial=self.step, disable=None if progress else True)
@@ -181,7 +227,7 @@ class DPOTrainer:
             while self.step < config.steps and not self._stalled():
                 indices = next(order)
                 if self.step == 0:
-                    self._log(self._start(indices) | self.evaluate(), progress)
+                    self._log(self._start(indices) | self.evaluate(), progress, on_log)
                 beta, learning_rate = config.beta_at(self.step), config.learning_rate_at(self.step)
                 grad_norm = self._update(indices, beta, learning_rate)
                 self.step += 1
@@ -189,51 +235,63 @@ class DPOTrainer:
                 if self._due(config.log_every) or self._due(config.eval_every):
                     row = self.sums.means() | {"grad_norm": grad_norm, "learning_rate": learning_rate, "beta": beta}
                     self.sums = MetricSums()
-                    self._log(row | (self.evaluate() if self._due(config.eval_every) else {}), progress)
+                    self._log(row | (self.evaluate() if self._due(config.eval_every) else {}), progress, on_log)
                 if self._due(config.save_every):
                     self._save()
-                if interrupted.is_set():
+                if anywhere(interrupted.is_set()):
                     raise KeyboardInterrupt(f"stopped after step {self.step}; {self._save()}")
         if config.patience and self.best:
-            self.model.load_state_dict(self.best)
+            self.model.load_state_dict(self.best, strict=False)
         if self.output:
-            self.model.save_pretrained(self.output / "final")
-            self.history.to_jsonl(self.output / "history.jsonl")
+            save_final(self.output, self.model, self.history)
         return self.history
 
     def _update(self, indices: list[int], beta: float, learning_rate: float) -> float:
         """One optimiser step on the mean over these pairs, however many passes that takes."""
         self.optimizer.zero_grad()
-        groups = by_length(self.training, indices, self.config.batch_size)
+        groups = by_length(self.training, indices, self.config.batch_size * world_size())
         parts = []
         for group in groups:
-            loss, metrics = self._measure(group, beta)
-            (loss.sum() / len(indices)).backward()
+            with exchanging(self.policy, now=group is groups[-1]):
+                loss, metrics = self._measure(group, beta)
+                # The processes' gradients are averaged.
+                self.scaler.scale(loss.sum() / len(indices) * world_size()).backward()
             parts.append(metrics)
         metrics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)))
         if not math.isfinite(grad_norm):
+            if self.scaler.get_scale() > 1 and metrics["loss"].isfinite().all():  # too large for fp16: scale down
+                self.scaler.update()
+                return self._update(indices, beta, learning_rate)
             self._refuse_step([i for group in groups for i in group], metrics["loss"])
         for settings in self.optimizer.param_groups:
             settings["lr"] = learning_rate
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.sums.add(metrics)
         return grad_norm
 
     def _measure(self, indices: list[int], beta: float, at_start: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss (B,) and metrics of training pairs."""
-        batch = collate([self.training[i] for i in indices]).to(self.model.device)
-        with self._autocast():
-            if self.reference_model is None:
-                reference = self.reference["training"][indices].to(self.model.device).unbind(1)
-            else:
-                with torch.no_grad():
-                    reference = pair_logps(self.reference_model, batch)
-            policy: Sequence[Tensor] = pair_logps(self.model, batch)
+        """Loss of the training pairs that are this process's share, and metrics of all, (B,) each."""
+        own = share(indices)
+        batch = collate([self.training[i] for i in own]).to(self.model.device)
+        with autocast(self.model.device, self.precision):
+            reference = self._reference(own, batch)
+            policy: Sequence[Tensor] = pair_logps(self.policy, batch)
         if at_start:
             self._check_start(policy, reference)
             policy = reference
-        return self._score(policy, reference, (batch.chosen_lengths, batch.rejected_lengths), beta)
+        loss, metrics = self._score(policy, reference, (batch.chosen_lengths, batch.rejected_lengths), beta)
+        values = gather(torch.stack(list(metrics.values()), dim=1), len(indices)).unbind(1)
+        return loss[: owned(len(indices))], dict(zip(metrics, values))
+
+    def _reference(self, indices: list[int], batch: PreferenceBatch) -> Sequence[Tensor]:
+        """Log-probs (B,) and (B,) of training pairs under the reference."""
+        if self.config.reference == "cached":
+            return self.reference["training"][indices].to(self.model.device).unbind(1)
+        with torch.no_grad(), adapter_off(self.model) if self.reference_model is None else nullcontext():
+            return pair_logps(self.reference_model or self.policy, batch)
 
     def _score(
         self, policy: Sequence[Tensor], reference: Sequence[Tensor], lengths: Sequence[Tensor], beta: float
@@ -249,19 +307,20 @@ class DPOTrainer:
         random.
         """
         sums = MetricSums()
-        for group in by_length(self.training, indices, self.config.batch_size):
-            sums.add(self._measure(group, self.config.beta_at(0), at_start=True)[1])
+        with torch.no_grad():
+            for group in by_length(self.training, indices, self.config.batch_size * world_size()):
+                sums.add(self._measure(group, self.config.beta_at(0), at_start=True)[1])
         return sums.means()
 
     def _check_start(self, policy: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
-        tolerance = 2e-2 if self.bf16 else 1e-4
-        for measured, expected in zip(policy, reference):
-            gap = (measured - expected).detach().abs()
-            if (gap > tolerance * (1 + expected.abs())).any():  # what is not finite is reported with its pair, later
-                raise InputError(
-                    f"policy and reference differ by {gap.max():.4f} nats before the first step, where they must be the"
-                    " same; the model was changed after the trainer was made: make a new trainer"
-                )
+        tolerance = 1e-4 if self.precision == "float32" else 2e-2
+        measured, expected = (gather(torch.stack(list(logps), 1)) for logps in (policy, reference))  # (B, 2)
+        gap = (measured - expected).abs()
+        if (gap > tolerance * (1 + expected.abs())).any():  # what is not finite is reported with its pair, later
+            raise InputError(
+                f"policy and reference differ by {gap.max():.4f} nats before the first step, where they must be the"
+                " same; the model was changed after the trainer was made: make a new trainer"
+            )
 
     def evaluate(self) -> dict[str, float]:
         """Mean metrics of the validation pairs under ``eval_`` names; beta is ``config.beta`` whatever the schedule.
@@ -271,8 +330,8 @@ class DPOTrainer:
         """
         if not self.validation:
             return {}
-        with self._autocast():  # the very batches of the reference, so that equal weights give a reward of exactly 0
-            policy = reference_logps(self.model, self.validation, self.config.batch_size).unbind(1)
+        # The very batches of the reference, so that equal weights give a reward of exactly 0.
+        policy = self._logps(self.validation).unbind(1)
         reference = self.reference["validation"].unbind(1)
         lengths = torch.tensor([[len(e.chosen), len(e.rejected)] for e in self.validation]).unbind(1)
         _, metrics = self._score(policy, reference, lengths, self.config.beta)
@@ -297,15 +356,14 @@ class DPOTrainer:
         patience = self.config.patience
         return patience is not None and losses[:-patience] != [] and min(losses[:-patience]) <= min(losses[-patience:])
 
-    def _log(self, row: dict[str, float], progress: bool) -> None:
+    def _log(self, row: dict[str, float], progress: bool, on_log: Callable[[History], None] | None) -> None:
         self.history.log(self.step, **row)
         if self.config.patience and self.kept_row() is self.history.rows[-1]:
-            self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+            self.best = snapshot(learned(self.model))
         if progress:
             tqdm.write(log_line(self.history.rows[-1]))
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
+        if on_log:
+            on_log(self.history)
 
     def _refuse_step(self, indices: list[int], losses: Tensor) -> NoReturn:
         finite = losses.isfinite().tolist()
@@ -323,8 +381,13 @@ class DPOTrainer:
         sets = {"validation": self.validation}
         if self.config.reference == "cached":
             sets["training"] = self.training
-        with self._autocast():
-            return {name: reference_logps(self.model, s, self.config.batch_size, True) for name, s in sets.items()}
+        return {name: self._logps(encoded, progress=True) for name, encoded in sets.items()}
+
+    def _logps(self, encoded: Sequence[EncodedPair], progress: bool = False) -> Tensor:
+        """Log-probs (len(encoded), 2) under the policy as it is, of which each process computes its share."""
+        with autocast(self.model.device, self.precision):
+            own = reference_logps(self.policy, share(encoded), self.config.batch_size, progress and rank() == 0)
+        return gather(own, len(encoded))
 
     def _begin(self, resume: bool) -> None:
         checkpoints = list_checkpoints(self.output) if self.output else []
@@ -334,7 +397,7 @@ class DPOTrainer:
             self._restore(checkpoints[-1])
         elif self.step == 0 and checkpoints:
             raise InputError(f"{self.output} holds checkpoints of an earlier run; resume it, or choose another output")
-        if self.output:
+        if self.output and rank() == 0:
             write_json(self.output / "config.json", {"start": self.start} | asdict(self.config))
 
     def _restore(self, folder: Path) -> None:
@@ -350,11 +413,12 @@ class DPOTrainer:
             raise InputError(f"{folder} was written with other settings ({'; '.join(changed)}); resume with the same")
         if state["key"] != self.key:
             raise InputError(f"{folder} was trained from other weights or on other data; resume with the same")
-        self.best = load_best(folder)
+        self.best = load_best(folder, self.model)
         if self.config.patience and not self.best:
             raise InputError(f"{folder} was written without patience, so the best weights are lost; resume without")
         load_checkpoint(folder, self.model, self.optimizer)
         self.step, self.history, self.sums = state["step"], History(state["history"]), MetricSums(**state["sums"])
+        self.scaler.load_state_dict(state["scaler"])
 
     def _save(self) -> str:
         """Write a checkpoint, and say how to go on from it."""
@@ -366,15 +430,10 @@ class DPOTrainer:
             "config": asdict(self.config),
             "history": self.history.rows,
             "sums": asdict(self.sums),
+            "scaler": self.scaler.state_dict(),
         }
         folder = save_checkpoint(self.output, self.step, self.model, self.optimizer, state, self.best)
         return f"saved as {folder}, from where train(resume=True), or --resume, goes on"
-
-
-def _start(model: GPT) -> str:
-    """The model's name, or its folder in a form that holds from everywhere."""
-    named = model.source in ("", "pocket", *PUBLISHED)
-    return model.source if named else str(Path(model.source).absolute())
 
 
 def _check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> int:
@@ -390,4 +449,17 @@ def _check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> 
         raise InputError("the model is not in float32, in which small updates survive; call model.float() first")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("no parameter of the model requires a gradient; call model.requires_grad_() first")
+    if config.reference == "adapter_off":
+        if not adapters(model):
+            raise InputError("reference is adapter_off, but the model has no adapter; add_lora(model) gives it one")
+        if any(layer.lora_B.any() for layer in adapters(model).values()):
+            raise InputError(
+                "reference is adapter_off, but the adapter is trained already: without it the model is not what"
+                " training starts from; merge it and add a new one (merge_lora, add_lora), or take the cached reference"
+            )
+    if config.batch_size * config.grad_accum < world_size():
+        raise InputError(
+            f"{world_size()} processes for the {config.batch_size * config.grad_accum} pairs of a step (batch_size x"
+            " grad_accum); start fewer processes, or raise --batch-size"
+        )
     return config.max_length or positions

@@ -1,20 +1,15 @@
 """What the tests share: an encoding and a model so small that nothing has to be downloaded or waited for."""
 
+import os
+import shutil
+
 import pytest
 import tiktoken
 import torch
+from tiny import byte_encoding
 
 from dpo_core.data import PreferencePair
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.tokenizer import END_OF_TEXT
-
-
-def byte_encoding(*merges: bytes) -> tiktoken.Encoding:
-    """One token per byte, then the merges, then the end of text."""
-    ranks = {token: i for i, token in enumerate([*(bytes([i]) for i in range(256)), *merges])}
-    return tiktoken.Encoding(
-        "bytes", pat_str=r"[\s\S]+", mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
-    )
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +35,18 @@ def pairs() -> list[PreferencePair]:
         PreferencePair(f"Ask {i}?", "YES " * (1 + i % 3) + "OK", "no " * (1 + i % 4) + "way", f"pairs.jsonl:{i + 1}")
         for i in range(10)
     ]
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A real browser without a window; where none is installed the test is skipped, except in CI, where it fails."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not path and not (os.environ.get("CI") or os.environ.get("REQUIRE_BROWSER")):
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    assert path, "CI has to have a Chromium: apt-get install chromium"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import byte_encoding
+from tiny import byte_encoding
 from safetensors import SafetensorError
 
 from dpo_core.cli import build_parser, main
@@ -277,6 +277,52 @@ def test_sft_learns_the_answers(here, run, model):
     first, last = map(float, re.search(r"loss ([\d.]+) to ([\d.]+)", out).groups())
     assert last < first / 4
     assert "Always" in run("generate", "--model", "checkpoints/sft", "--prompt", "Ask 3?", "--temperature", 0)
+
+
+def test_an_adapter_from_fine_tuning_to_a_measured_model(here, run, model, pairs):
+    (here / "good.jsonl").write_text('{"prompt": "Ask?", "completion": "Always."}\n' * 8)
+    common = ("--data", "good.jsonl", "--model", model, "--epochs", 20, "--lr", 0.02, "--batch-tokens", 200)
+    out = run("sft", *common, "--lora", "--output", "tuned")
+    assert re.match(r"adapter of rank 8: 2,048 parameters are trained, of [\d,]+\n", out)
+    ask = ("--prompt", "Ask?", "--temperature", 0)
+    answers = [run("generate", "--model", name, *ask).splitlines()[2:] for name in ("tuned", "tuned/adapter")]
+    assert answers[0] == answers[1] != run("generate", "--model", model, *ask).splitlines()[2:]
+
+    out = run("train", "--data", pairs, "--model", "tuned", "--lora", 2, "--reference", "adapter_off", "--lr", 1e-2,
+              "--steps", 3, "--save-every", 3)  # fmt: skip
+    assert "adapter of rank 2: 512 parameters" in out and "step     0 | loss: 0.6931" in out
+    run_folder = here / "dpo_checkpoints"
+    assert json.loads((run_folder / "config.json").read_text())["start"] == str(here / "tuned")
+    adapter = run_folder / "adapter" / "adapter_model.safetensors"
+    assert adapter.read_bytes() == (run_folder / "checkpoints/step-000003/adapter_model.safetensors").read_bytes()
+    figures = []
+    for name in ("", "/final", "/adapter", "/checkpoints/step-000003"):
+        run(
+            "evaluate", "--model", f"dpo_checkpoints{name}", "--data", pairs, "--questions", 2, "--json", "figures.json"
+        )
+        figures.append(json.loads((here / "figures.json").read_text()))
+    assert figures[0] == figures[1] and figures[2] == figures[3] and figures[0]["kl"] > 0
+    assert figures[0]["reward_margin"] == pytest.approx(figures[2]["reward_margin"], abs=1e-4)
+
+    run("sft", *common, "--output", "tuned")
+    assert not (here / "tuned" / "adapter").exists()  # the weights it was merged in are gone
+
+
+def test_an_adapter_does_not_overwrite_its_model(here, run, refused, model, pairs):
+    assert "holds the model that the adapter belongs to; choose another --output" in refused(
+        "sft", "--data", pairs, "--model", model, "--lora", "--output", model
+    )
+
+
+def test_training_on_top_of_an_adapter(here, run, model, pairs):
+    run("train", "--data", pairs, "--model", model, "--steps", 1, "--lora", "--output", "one")
+    run("train", "--data", pairs, "--model", "one/adapter", "--steps", 1, "--lora", "--output", "two")
+    assert f"--- {here / 'one/adapter'}" in run("generate", "--model", "two/adapter", "--prompt", "Why?", "--compare")
+
+
+def test_an_adapter_is_trained_at_ten_times_the_rate(here, run, model, pairs):
+    run("train", "--data", pairs, "--model", model, "--steps", 1, "--lora")
+    assert json.loads((here / "dpo_checkpoints/config.json").read_text())["learning_rate"] == pytest.approx(1e-3)
 
 
 def test_sft_takes_the_chosen_side_of_pairs(here, run, model, pairs):

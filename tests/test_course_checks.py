@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpo_core.course.checks import EXERCISES, check, verdict
+from dpo_core.course.checks import check, verdict
+from dpo_core.course.exercises import EXERCISES
 from dpo_core.errors import InputError
 from dpo_core.tokenizer import boundary
 

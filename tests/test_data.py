@@ -3,7 +3,7 @@ import json
 from itertools import islice
 
 import pytest
-from conftest import byte_encoding
+from tiny import byte_encoding
 
 from dpo_core.data import (
     EncodedPair,
@@ -334,6 +334,7 @@ def test_batch_by_hand():
     assert batch.ids.tolist() == [[5, 6, 7, 9, 8, 9], [5, 9, 4, 4, 9, 0]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 2, 3], [0, 1, 1, 2, 3, 0]]
     assert batch.segments.tolist() == [[0, 0, 1, 1, 2, 2], [0, 1, 2, 2, 2, -1]]
+    assert batch.kept.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert batch.source.tolist() == [1, 2, 1, 4, 6, 6, 8, 9]
     assert batch.target.tolist() == [7, 9, 8, 9, 9, 4, 4, 9]
     assert batch.place.tolist() == [2, 3, 12 + 4, 12 + 5, 6 + 1, 18 + 2, 18 + 3, 18 + 4]

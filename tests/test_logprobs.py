@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpo_core.data import EncodedPair, PreferencePair, collate
 from dpo_core.logprobs import pair_logps, reference_logps, sequence_logps, token_logps
@@ -80,15 +81,31 @@ def test_the_head_in_chunks_equals_the_head_at_once(tiny_model, chunk):
     assert_same_gradients(tiny_model, (parts * weights).sum(), (whole * weights).sum())
 
 
-def test_the_head_sees_answers_only_and_in_chunks(tiny_model, monkeypatch):
-    seen = []
-    head = tiny_model.logits
-    monkeypatch.setattr(tiny_model, "logits", lambda states: seen.append(len(states)) or head(states))
+class LogitRows(TorchDispatchMode):
+    """Notes of how many tokens logits exist at a time, whichever operation makes them."""
+
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.vocabulary, self.seen = vocabulary, []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        out = function(*arguments, **(keywords or {}))
+        if isinstance(out, torch.Tensor) and out.dim() and out.shape[-1] == self.vocabulary:
+            self.seen.append((function.name(), out.numel() // self.vocabulary))
+        return out
+
+
+def test_logits_exist_for_answers_only_and_in_chunks(tiny_model):
     encoded = random_pairs()
-    with torch.no_grad():
-        pair_logps(tiny_model, collate(encoded), chunk=8)
-    assert max(seen) == 8
-    assert sum(seen) == sum(len(e.chosen) + len(e.rejected) for e in encoded)
+    answers = sum(len(e.chosen) + len(e.rejected) for e in encoded)
+    with LogitRows(tiny_model.config.vocab_size) as rows:
+        chosen, rejected = pair_logps(tiny_model, collate(encoded), chunk=8)
+        forward = [count for name, count in rows.seen if "mm" in name]
+        (chosen - rejected).sum().backward()
+        both = [count for name, count in rows.seen if "mm" in name]
+    assert sum(forward) == answers
+    assert sum(both) == 2 * answers  # once more in the backward pass
+    assert {count for name, count in rows.seen if name != "aten::t"} == {8}  # t turns the weight
 
 
 def test_padding_and_order_change_nothing(tiny_model):

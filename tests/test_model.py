@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpo_core.errors import InputError
-from dpo_core.model import GPT, PUBLISHED, GPTConfig
+from dpo_core.model import GPT, PUBLISHED, GPTConfig, attend
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {"vocab_size": 97, "n_positions": 24, "n_embd": 32, "n_layer": 3, "n_head": 4}
@@ -414,3 +414,31 @@ def test_the_initialisation_is_gpt2s():
     for part in (model.h[3].attn, model.h[3].mlp):
         assert part.c_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)  # sqrt(2 * 8 layers)
         assert not part.c_proj.bias.any()
+
+
+def attended(mask, dtype, heads=3, width=9, size=8):
+    """Values and gradients of ``attend`` on the same random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, heads, width, size, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+    mixed = attend(*parts, mask, dropout=0.0)
+    mixed.float().pow(2).sum().backward()
+    return [mixed, *(part.grad for part in parts)]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_is_that_in_float32(masked):
+    mask = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask = (mask.tril() | torch.eye(9, dtype=torch.bool)) if masked else None
+    for low, full in zip(attended(mask, torch.bfloat16), attended(mask, torch.float32)):
+        torch.testing.assert_close(low.float(), full, rtol=0.05, atol=0.05)
+
+
+def test_padding_left_out_changes_nothing(tiny_model):
+    ids = random_ids(3, 12)
+    lengths = torch.tensor([12, 5, 9])
+    tokens = torch.arange(12) < lengths[:, None]
+    mask = torch.ones(12, 12, dtype=torch.bool).tril().expand(3, 1, 12, 12)
+    positions = torch.arange(12).expand(3, 12)
+    whole = tiny_model.hidden(ids, positions, mask)[tokens]
+    packed = tiny_model.hidden(ids, positions, mask, kept=tokens.flatten().nonzero().flatten())
+    torch.testing.assert_close(packed, whole, rtol=1e-5, atol=1e-5)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import regex
 import torch
-from conftest import byte_encoding
+from tiny import byte_encoding
 
 from dpo_core.errors import InputError
 from dpo_core.pocket.bpe import learn_bpe

@@ -3,22 +3,40 @@
 import json
 import re
 import sys
+from html import escape
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
+import measured  # noqa: E402
 import pocket_dpo  # noqa: E402
+
+from dpo_core.pocket.judge import PocketJudge  # noqa: E402
 
 RECORD = json.loads((ROOT / "benchmarks" / "results" / "pocket_dpo.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "book/intro.md"])
-def test_pages_quote_the_measured_result(page):
-    text = re.sub(r"\s+", " ", (ROOT / page).read_text(encoding="utf-8"))
+def test_the_readme_quotes_the_measured_result():
+    text = re.sub(r"\s+", " ", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert pocket_dpo.sentence(RECORD) in text
+
+
+def test_the_landing_page_takes_its_figures_from_the_result_file():
+    page = (ROOT / "book" / "intro.md").read_text(encoding="utf-8")
+    assert "```{measured}\n" in page and "```{measured-tiles}\n" in page and "```{before-after}" in page
+    assert measured.sentence() == pocket_dpo.sentence(RECORD)
+    gains = sorted(run["reward_gained"]["mean"] for run in RECORD["runs"])
+    assert measured.span(f"{gains[0]:+.2f}", f"{gains[-1]:+.2f}") in measured.tiles()
+    assert not re.search(r"\d\.\d\d", page), "a figure is typed in"
+
+
+def test_the_landing_page_shows_stored_answers_and_what_the_judge_says():
+    rows = measured.stored_answers()
+    html = measured.comparison(2)
+    assert len(rows) >= 2 and html.count("<figure>") == 2
+    score = PocketJudge().score(rows[0].prompt, rows[0].after)
+    assert escape(rows[0].after) in html and f"judge: {score:+.1f}".replace("-", "−") in html
 
 
 def test_the_mean_over_the_seeds_is_a_gain():

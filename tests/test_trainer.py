@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from conftest import byte_encoding
+from tiny import byte_encoding
 
 from dpo_core.data import PreferencePair
 from dpo_core.errors import InputError
@@ -113,9 +113,13 @@ def test_cached_reference_equals_the_live_one(make):
     cached, live = make(), make(reference="live")
     rows = [trainer.train(progress=False).rows for trainer in (cached, live)]
     for ours, theirs in zip(*rows):
+        # While policy and reference are equal, which of two rewards is larger is a matter of rounding.
+        assert ours.pop("rewards/accuracies") == pytest.approx(theirs.pop("rewards/accuracies"), abs=0.1)
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
     for ours, theirs in zip(cached.parameters, live.parameters):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            ours, theirs, rtol=0, atol=5e-4
+        )  # a key's bias has no slope but rounding, which Adam scales up
 
 
 def test_the_live_reference_stays_as_it_was(make):
@@ -244,6 +248,12 @@ def test_rows_are_printed(make, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_each_row_is_shown_to_who_asks(make):
+    seen = []
+    history = make(log_every=2, eval_every=6).train(False, on_log=lambda history: seen.append(dict(history.rows[-1])))
+    assert seen == history.rows and [row["step"] for row in seen] == [0, 2, 4, 6]
+
+
 # Files
 
 
@@ -360,7 +370,7 @@ def test_other_weights_need_another_reference(make, tmp_path, encoding, pairs):
         ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"label_smoothing": 0.5}, "label_smoothing is 0.5"),
         ({"val_share": 1.0}, "val_share is 1.0"),
-        ({"precision": "fp8"}, "precision is 'fp8'; it must be float32, bf16 or auto"),
+        ({"precision": "fp8"}, "precision is 'fp8'; it must be float32 or bf16 or fp16 or auto"),
         ({"reference": "none"}, "reference is 'none'; it must be cached or live"),
         ({"max_length": 65}, "max_length is 65, but the model has 64 positions"),
         ({"max_length": 7}, "no preference pair is left"),
@@ -459,3 +469,31 @@ def test_an_earlier_run_is_not_overwritten(make, checkpointed):
 def test_nothing_to_resume_is_an_error(make, tmp_path, folder):
     with pytest.raises(InputError, match=r"no checkpoint in .* to resume from"):
         make(tmp_path if folder else None).train(progress=False, resume=True)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_learns_what_float32_learns(make, precision):
+    full, low = (make(precision=setting).train(progress=False) for setting in ("float32", precision))
+    for name in ("loss", "rewards/margins", "eval_loss"):
+        assert low.rows[-1][name] == pytest.approx(full.rows[-1][name], abs=0.02)
+    assert low.rows[-1]["loss"] < low.rows[0]["loss"] - 0.02
+
+
+def test_a_step_too_large_for_fp16_is_taken_again_at_a_smaller_scale(make):
+    calm, wild = make(precision="fp16"), make(precision="fp16")
+    wild.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    rows = [trainer.train(progress=False).rows[-1] for trainer in (calm, wild)]
+    assert wild.scaler.get_scale() < 2.0**40
+    assert rows[1] == pytest.approx(rows[0], abs=2e-2)
+    assert math.isfinite(rows[1]["grad_norm"])
+
+
+def test_fp16_resumes_exactly(make, tmp_path):
+    whole, first = make(precision="fp16"), make(tmp_path, precision="fp16", save_every=3)
+    interrupt_after(first, 3)
+    with pytest.raises(KeyboardInterrupt):
+        first.train(progress=False)
+    second = make(tmp_path, precision="fp16", save_every=3)
+    expected, got = whole.train(progress=False), second.train(progress=False, resume=True)
+    assert got.rows[-1] == expected.rows[-1]
+    assert second.scaler.state_dict() == whole.scaler.state_dict()

@@ -1,10 +1,18 @@
-"""Sphinx extension of the book: where its buttons point, and one copy of each script on a page."""
+"""Sphinx extension of the book: where its buttons point, and nothing on a page that it does not need."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
+UNUSED = (  # in the theme's style sheets: Font Awesome's fonts and glyphs, and the link to a source map
+    r"@font-face\{[^}]*Font Awesome[^}]*\}"
+    r"|(?:\.fa-[\w-]+:{1,2}before,?)+\{content:\"[^\"]*\"\}"
+    r"|/\*# sourceMapping.*?\*/"
+)
 BUTTONS = ("use_repository_button", "use_issues_button", "use_edit_page_button")
 
 
@@ -24,19 +32,44 @@ def point_buttons(app: Any, config: Any) -> None:
         options["launch_buttons"] = {}
 
 
-def drop_repeated_scripts(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Keep the first of equal inline scripts; two ``const`` of one name stop a page's scripts."""
+def drop_scripts(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Leave out what would call for a server (thebe), and all but the first of equal inline scripts.
+
+    Two ``const`` of one name stop a page's scripts. The style sheet of sphinx-design is for pages with its grids.
+    """
     seen: set[str] = set()
     kept = []
     for script in context.get("script_files", []):
         body = getattr(script, "attributes", {}).get("body") or ""
-        if not body.startswith("const ") or body not in seen:
+        unwanted = "thebe" in body.lower() or "thebe" in str(script) or "design-tabs" in str(script)
+        if not unwanted and (not body or body not in seen):
             kept.append(script)
         seen.add(body)
     context["script_files"][:] = kept
+    grids = "sd-" in context.get("body", "")
+    styles = context.get("css_files", [])
+    styles[:] = [s for s in styles if "thebe" not in str(s) and (grids or "sphinx-design" not in str(s))]
+
+
+def slim_theme(app: Any, failure: Exception | None) -> None:
+    """Take Font Awesome (2.5 MB) and source maps out of what was built; ``course.css`` draws the dozen icons."""
+    if failure or app.builder.format != "html":
+        return
+    static = Path(app.outdir) / "_static"
+    shutil.rmtree(static / "vendor" / "fontawesome", ignore_errors=True)
+    for pattern in ("scripts/fontawesome*", "scripts/*.map", "styles/*.map"):
+        for file in static.glob(pattern):
+            file.unlink()
+    for file in (static / "styles").glob("*.css"):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(re.sub(UNUSED, "", text), encoding="utf-8")
+    for file in (static / "scripts").glob("*.js"):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(re.sub(r"//# sourceMappingURL=.*", "", text), encoding="utf-8")
 
 
 def setup(app: Any) -> dict[str, Any]:
     app.connect("config-inited", point_buttons, priority=100)  # before the theme reads its options
-    app.connect("html-page-context", drop_repeated_scripts, priority=900)  # after everyone has added theirs
+    app.connect("html-page-context", drop_scripts, priority=900)  # after everyone has added theirs
+    app.connect("build-finished", slim_theme, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

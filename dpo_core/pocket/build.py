@@ -23,7 +23,7 @@ from dpo_core.model import GPT, GPTConfig
 from dpo_core.pocket.bpe import learn_bpe
 from dpo_core.pocket.corpus import Dialogue, dialogues
 from dpo_core.pocket.judge import PocketJudge
-from dpo_core.pretrain import Document, LMConfig, language_model_loss, train_lm
+from dpo_core.pretrain import Document, LMConfig, language_model_loss, no_fp16, train_lm
 from dpo_core.tokenizer import WORD_PATTERN, boundary, read_encoding
 
 __all__ = ["PocketRecipe", "build_pocket"]
@@ -38,7 +38,7 @@ class PocketRecipe:
 
     seed: int = 0
     vocabulary_dialogues: int = 40_000  # text from which the vocabulary is learned
-    training_dialogues: int = 120_000  # each is seen once
+    training_dialogues: int = 600_000  # each is seen once
     validation_dialogues: int = 1_000
     samples: int = 1_000  # answers drawn to measure how well formed they are
     wanted_parsed: float = 0.96  # share of answers that the judge has to parse
@@ -48,7 +48,7 @@ class PocketRecipe:
     n_layer: int = 4
     n_head: int = 7
     training: LMConfig = field(
-        default_factory=lambda: LMConfig(tokens_per_batch=2048, learning_rate=3e-3, optimizer="muon")
+        default_factory=lambda: LMConfig(tokens_per_batch=4096, learning_rate=3e-3, optimizer="muon", precision="auto")
     )
 
 
@@ -106,6 +106,7 @@ def build_pocket(recipe: PocketRecipe, folder: Path, progress: bool = True) -> d
         "validation_loss": validation_loss(model, encoding, recipe),
         "seconds": round(time.perf_counter() - started),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {model.device.type}",
+        "precision": no_fp16(recipe.training.precision, model.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     return finish_pocket(model, encoding, recipe, record, folder / "model")
@@ -175,7 +176,7 @@ it knows nothing outside `dpo_core/pocket/knowledge/`, and it repeats that in an
 {record["training_tokens"]:,} tokens, each seen once |
 | recipe | Muon for the matrices, AdamW for the rest, \
 {record["training_steps"]:,} steps of up to {recipe["training"]["tokens_per_batch"]} tokens, \
-peak learning rate {recipe["training"]["learning_rate"]}, cosine to zero, float32 |
+peak learning rate {recipe["training"]["learning_rate"]}, cosine to zero, {record["precision"]} |
 | loss | {record["training_loss_last_100"]:.3f} nats per token over the last 100 steps, \
 {record["validation_loss"]:.3f} on {recipe["validation_dialogues"]:,} fresh dialogues |
 | sharpened | logits times {record["sharpness"]}, so that sentences come out whole at temperature 1; \

@@ -1,0 +1,173 @@
+"""The book's page of measurements, from the files under ``benchmarks/results``.
+
+Run as ``python benchmarks/page.py`` after a benchmark. It writes ``book/benchmarks.md`` and its pictures; a test
+compares the page with what this script would write.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from dpo_core.course.plots import COLORS, use_style
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+NAMES = {"long_prompts": "Long prompts", "short_pairs": "Short pairs"}
+VARIANTS = {  # as engine.py calls them
+    "textbook": "Textbook loop, float32",
+    "TRL default": "TRL, its defaults",
+    "TRL best": "TRL, its best options here",
+    "dpo_core": "`dpo_core`",
+}
+
+
+def load(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def ratio(record: dict, key: str, other: str) -> tuple[float, float]:
+    """Least and greatest ratio of ours to another variant over the rounds."""
+    ours, theirs = record["variants"]["dpo_core"][key], record["variants"][other][key]
+    ratios = [mine / yours for mine, yours in zip(ours, theirs)]
+    return min(ratios), max(ratios)
+
+
+def span(low: float, high: float) -> str:
+    return f"{low:.1f}" if f"{low:.1f}" == f"{high:.1f}" else f"{low:.1f} to {high:.1f}"
+
+
+def machine(record: dict) -> str:
+    on, versions = record["machine"], record["versions"]
+    known = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{on['gpu'] or str(on['torch threads']) + ' threads of an ' + on['processor']}; {known}"
+
+
+def speed(record: dict) -> list[str]:
+    """Table and sentences of one comparison."""
+    lines = [
+        "| | pairs/s on the steps | pairs/s with the reference pass | peak memory, MB | share of the matmul rate |",
+        "|---|---|---|---|---|",
+    ]
+    for name, label in VARIANTS.items():
+        entry = record["variants"][name]
+        rates, whole = (statistics.mean(entry[key]) for key in ("pairs_per_second", "pairs_per_second_with_reference"))
+        share = statistics.mean(entry["share_of_matmul_rate"])
+        lines.append(f"| {label} | {rates:.2f} | {whole:.2f} | {max(entry['peak_mb']):,.0f} | {share:.1%} |")
+    default, best = (ratio(record, "pairs_per_second", name) for name in ("TRL default", "TRL best"))
+    epoch = ratio(record, "pairs_per_second_with_reference", "TRL default")
+    epoch_best = ratio(record, "pairs_per_second_with_reference", "TRL best")
+    memory = max(record["variants"]["dpo_core"]["peak_mb"]) / max(record["variants"]["TRL default"]["peak_mb"])
+    return [
+        *lines,
+        "",
+        f"On the steps `dpo_core` is **{span(*default)} times as fast as TRL's defaults** and {span(*best)} times as"
+        f" fast as TRL's best; over one epoch with the reference pass counted, {span(*epoch)} and"
+        f" {span(*epoch_best)} times. Its peak memory is {memory:.0%} of that of TRL's defaults.",
+    ]
+
+
+def scaling_figure(record: dict, file: Path) -> None:
+    use_style()
+    sweeps = record["sweeps"]
+    figure, axes = plt.subplots(2, len(sweeps), figsize=(14, 5.4), sharex="col")
+    for column, (name, points) in enumerate(sweeps.items()):
+        x = [point["x"] for point in points]
+        for ax, key, color, factor in zip(
+            axes[:, column], ("seconds", "peak_mb"), (COLORS["policy"], COLORS["chosen"]), (1, 1 / 1024)
+        ):
+            ax.plot(x, [point[key] * factor for point in points], "o-", color=color)
+            ax.set_ylim(bottom=0)
+        axes[1, column].set_xlabel(name)
+    axes[0, 0].set_ylabel("seconds a step")
+    axes[1, 0].set_ylabel("peak memory, GiB")
+    figure.suptitle("Time grows with the tokens; memory hardly grows with vocabulary or length", x=0.01, ha="left")
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def losses_table(record: dict) -> list[str]:
+    lines = ["| loss | in TRL | largest difference, loss and gradient |", "|---|---|---|"]
+    for entry in record["losses"]:
+        apart = max(value for key, value in entry["max_difference"].items() if "rewards" not in key)
+        lines.append(f"| {entry['loss']} | {entry['trl']} | {apart:.0e} |")
+    return lines
+
+
+def text() -> str:
+    """The page."""
+    engines = {name: load(f"engine_{name}") for name in NAMES}
+    scaling, losses = load("scaling"), load("trl_losses")
+    parts = [
+        "# Measurements",
+        "",
+        "<!-- Written by benchmarks/page.py from benchmarks/results; do not edit. -->",
+        "",
+        "Every figure on this page comes from a file in `benchmarks/results`, which names the machine, the versions and"
+        " the command that made it. Anyone can run the commands again.",
+        "",
+        "## The step beside TRL and the textbook",
+        "",
+        "The model has the shape of GPT-2 (124 million parameters) with random weights. All variants train from the"
+        " same weights on the same token ids in the same order, with the same optimiser, each in a process of its own,"
+        " and they take turns. TRL runs with bf16 autocast, as it does by default; *its best options* are no"
+        " recomputation,"
+        " a precomputed reference and the faster attention. A batch counts with its fastest pass after a warm-up."
+        " *Share of the matmul rate* is the arithmetic that these pairs need at least, per second, over what this"
+        " machine does in large matrix products.",
+        "",
+    ]
+    for name, record in engines.items():
+        per_pair = record["least_gflop_per_pair"]
+        rates = record["matmul_gflops"]
+        parts += [
+            f"### {NAMES[name]}",
+            "",
+            f"{record['pairs']} pairs, batches of {record['batch_size']}, at least {per_pair:.0f} GFLOP a pair."
+            f" Large products: {rates['float32']:.0f} GFLOP/s in float32, {rates['bfloat16']:.0f} in bf16."
+            f" Measured on {machine(record)}.",
+            "",
+            *speed(record),
+            "",
+            f"`{record['command']}`",
+            "",
+        ]
+    same = next(record["same_numbers"] for record in engines.values() if record["same_numbers"])
+    parts += [
+        "### The same numbers",
+        "",
+        f"In float32, over {same['steps']} steps from the same weights and batches, our losses differ from the"
+        f" textbook's by at most {same['apart']['textbook']['loss_relative']:.0e} of their value and from TRL's by"
+        f" {same['apart']['TRL best']['loss_relative']:.0e}; mean reward margins differ by at most"
+        f" {max(entry['margin_absolute'] for entry in same['apart'].values()):.0e}.",
+        "",
+        "## How a step grows",
+        "",
+        "```{figure} images/scaling.png",
+        ":alt: Five columns of two panels each: seconds and peak memory of a step against tokens of the prompt, pairs"
+        " in a batch, the prompt's share, tokens in the vocabulary, and parameters.",
+        "Time and memory of one step of `dpo_core`. Unless an axis says otherwise: 124 million parameters, two pairs"
+        " with a prompt of 124 tokens and answers of 42 and 52.",
+        "```",
+        "",
+        f"`{scaling['command']}`, on {machine(scaling)}.",
+        "",
+        "## The losses beside TRL's",
+        "",
+        f"{losses['pairs']} random pairs at beta {', '.join(map(str, losses['betas']))}, in {losses['dtype']}, TRL's"
+        " own code against ours.",
+        "",
+        *losses_table(losses),
+        "",
+        f"`{losses['command']}`, on {machine(losses)}.",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    (ROOT / "book" / "benchmarks.md").write_text(text(), encoding="utf-8")
+    scaling_figure(load("scaling"), ROOT / "book" / "images" / "scaling.png")

@@ -1,0 +1,302 @@
+"""The exercises of chapter 04: HH-RLHF's text, the length gap, the cut, the split by prompt, and self-agreement."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from dpo_core.course.exercises.base import Exercise
+from dpo_core.data import same_prompt
+from dpo_core.pairs import ANSWER, read_pair, shared_length
+
+__all__ = ["EXERCISES"]
+
+# HH-RLHF's text
+
+Texts = tuple[str, str, str]  # prompt, chosen, rejected
+
+
+def _hh_cases() -> list[tuple]:
+    once = "\n\nHuman: Name a colour.\n\nAssistant:"
+    twice = f"{once} Blue.\n\nHuman: Another one?\n\nAssistant:"
+    return [
+        (f"{once} Red, as the rose is.", f"{once} Red."),
+        (f"{twice} Green.", f"{twice} Blue again."),
+        (f"{twice} Green.", f"{twice} No.\n\nHuman: Why not?\n\nAssistant: I only know one."),
+    ]
+
+
+def _read_hh(chosen: str, rejected: str) -> Texts:
+    return read_pair({"chosen": chosen, "rejected": rejected})
+
+
+def _cut(chosen: str, rejected: str, cuts: tuple[int, int]) -> Texts:
+    return chosen[: cuts[0]], chosen[cuts[0] :].strip(), rejected[cuts[1] :].strip()
+
+
+def _first_turn(chosen: str, rejected: str) -> Texts:
+    cut = chosen.find(ANSWER) + len(ANSWER)
+    return _cut(chosen, rejected, (cut, cut))
+
+
+def _last_turn_of_each(chosen: str, rejected: str) -> Texts:
+    return _cut(chosen, rejected, (chosen.rfind(ANSWER) + len(ANSWER), rejected.rfind(ANSWER) + len(ANSWER)))
+
+
+def _letter_by_letter(chosen: str, rejected: str) -> Texts:
+    cut = shared_length(chosen, rejected)
+    return _cut(chosen, rejected, (cut, cut))
+
+
+def _without_marker(chosen: str, rejected: str) -> Texts:
+    prompt, *answers = _read_hh(chosen, rejected)
+    return (prompt.removesuffix(ANSWER), *answers)  # type: ignore[return-value]
+
+
+def _with_marker_in_the_answers(chosen: str, rejected: str) -> Texts:
+    prompt, *answers = _read_hh(chosen, rejected)
+    return (prompt.removesuffix(ANSWER), *(f"{ANSWER} {answer}" for answer in answers))  # type: ignore[return-value]
+
+
+def _unstripped(chosen: str, rejected: str) -> Texts:
+    prompt, *_ = _read_hh(chosen, rejected)
+    return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
+
+
+READ_HH = Exercise(
+    cases=_hh_cases,
+    right=_read_hh,
+    mistakes={
+        "it cuts at the first turn; earlier answers of the assistant belong to the prompt": _first_turn,
+        "it cuts each text at its own last turn; cut where both texts still agree": _last_turn_of_each,
+        "it cuts at the first letter that differs; answers may begin alike, so cut at the marker": _letter_by_letter,
+        "the prompt must end with the marker, which tells the model that it is to answer": _without_marker,
+        "the marker stands in the answers; it belongs to the prompt": _with_marker_in_the_answers,
+        "the answers begin with white space; strip it, as one rule for all formats puts it back": _unstripped,
+    },
+)
+
+
+# The length gap
+
+
+def _length_cases() -> list[tuple]:
+    return [
+        ([("one two three", "extraordinarily long-winded"), ("a b", "c d"), ("yes", "no it is not"), ("a b c", "d")],),
+        ([("Paris is the capital.", "Paris"), ("It is blue", "It is red"), ("Unbelievably", "a b c")],),
+    ]
+
+
+def _length_counts(pairs: list[tuple[str, str]], length: Callable[[str], int]) -> tuple[int, int, int]:
+    gaps = [length(chosen) - length(rejected) for chosen, rejected in pairs]
+    return sum(gap > 0 for gap in gaps), sum(gap == 0 for gap in gaps), sum(gap < 0 for gap in gaps)
+
+
+def _words(text: str) -> int:
+    return len(text.split())
+
+
+def _ties_as_shorter(pairs: list[tuple[str, str]]) -> tuple[int, int, int]:
+    longer, same, shorter = _length_counts(pairs, _words)
+    return longer, 0, shorter + same
+
+
+def _ties_as_longer(pairs: list[tuple[str, str]]) -> tuple[int, int, int]:
+    longer, same, shorter = _length_counts(pairs, _words)
+    return longer + same, 0, shorter
+
+
+LENGTH_GAP = Exercise(
+    cases=_length_cases,
+    right=lambda pairs: _length_counts(pairs, _words),
+    mistakes={
+        "it compares characters; compare words": lambda pairs: _length_counts(pairs, len),
+        "longer and shorter are exchanged": lambda pairs: _length_counts(pairs, _words)[::-1],
+        "answers of the same length count as shorter; they count by themselves": _ties_as_shorter,
+        "answers of the same length count as longer; they count by themselves": _ties_as_longer,
+    },
+)
+
+
+# The cut at max_length
+
+Ids = list[int]
+END = 0  # the end-of-text token of the cases
+
+
+def _fit_cases() -> list[tuple]:
+    return [
+        ([1, 2, 3], [4, 5, 6, END], [4, 7, END], 8),
+        ([1, 2, 3], [4, 5, 6, 8, END], [4, 7, END], 6),
+        ([1, 2, 3, 9], [4, 5, 6, END], [4, 5, 7, END], 6),
+        ([1, 2], [4, 5, 6, 8, 9, END], [7, 5, 6, 8, 9, END], 5),
+    ]
+
+
+def _cut_to(rooms: tuple[int, int], chosen: Ids, rejected: Ids) -> tuple[Ids, Ids]:
+    cut = chosen[: rooms[0]], rejected[: rooms[1]]
+    return ([], []) if cut[0] == cut[1] else cut
+
+
+def _fit(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int) -> tuple[Ids, Ids]:
+    room = max_length - len(prompt)
+    return _cut_to((room, room), chosen, rejected)
+
+
+def _without_prompt(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int) -> tuple[Ids, Ids]:
+    return _cut_to((max_length, max_length), chosen, rejected)
+
+
+def _one_after_the_other(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int) -> tuple[Ids, Ids]:
+    room = max_length - len(prompt)
+    return _cut_to((room, max(0, room - len(chosen[:room]))), chosen, rejected)
+
+
+def _with_an_end(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int) -> tuple[Ids, Ids]:
+    cut = _fit(prompt, chosen, rejected, max_length)
+    first, second = (ids if not ids or ids[-1] == END else [*ids[:-1], END] for ids in cut)
+    return first, second
+
+
+def _identical_kept(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int) -> tuple[Ids, Ids]:
+    room = max_length - len(prompt)
+    return chosen[:room], rejected[:room]
+
+
+def _from_the_left(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int) -> tuple[Ids, Ids]:
+    room = max_length - len(prompt)
+    cut = chosen[-room:], rejected[-room:]
+    return ([], []) if cut[0] == cut[1] else cut
+
+
+FIT = Exercise(
+    cases=_fit_cases,
+    right=_fit,
+    mistakes={
+        "an answer gets max_length tokens; the prompt's are part of them": _without_prompt,
+        "the rejected answer gets what the chosen one leaves; each is read alone behind the prompt": (
+            _one_after_the_other
+        ),
+        "a cut answer ends in the end-of-text token; it did not end there, so it has none": _with_an_end,
+        "a pair whose answers are the same after the cut is kept; nothing can be learned from it": _identical_kept,
+        "the answers are cut at their beginning; keep it, and cut at the end": _from_the_left,
+    },
+)
+
+
+# The split by prompt
+
+
+def _split_cases() -> list[tuple]:
+    return [
+        (["Why?", "Who?", "Why?", "Where?", "Who?"], 1),
+        (["Why?", "Who?", "Where?", "why", "When?", "Who?", "Where?"], 2),
+        (["What is DNA?", "Why?", "what is DNA", "What is DNA?", "Why?", "When?"], 1),
+    ]
+
+
+def _split(prompts: list[str], count: int, same: Callable[[str], str] = same_prompt) -> tuple[list[int], list[int]]:
+    held_out = list(dict.fromkeys(map(same, prompts)))[-count:]
+    train = [i for i, prompt in enumerate(prompts) if same(prompt) not in held_out]
+    return train, [i for i, prompt in enumerate(prompts) if same(prompt) in held_out]
+
+
+def _by_pair(prompts: list[str], count: int) -> tuple[list[int], list[int]]:
+    every = list(range(len(prompts)))
+    return every[:-count], every[-count:]
+
+
+def _first_prompts(prompts: list[str], count: int) -> tuple[list[int], list[int]]:
+    held_out = list(dict.fromkeys(map(same_prompt, prompts)))[:count]
+    train = [i for i, prompt in enumerate(prompts) if same_prompt(prompt) not in held_out]
+    return train, [i for i, prompt in enumerate(prompts) if same_prompt(prompt) in held_out]
+
+
+SPLIT_PROMPTS = Exercise(
+    cases=_split_cases,
+    right=_split,
+    mistakes={
+        "it holds out pairs, not prompts; other pairs of the same prompt stay in training": _by_pair,
+        "prompts that differ in case or in the mark at their end ask the same; compare same_prompt(...)": (
+            lambda prompts, count: _split(prompts, count, str)
+        ),
+        "the held-out pairs are in the training part, too": lambda prompts, count: (
+            list(range(len(prompts))),
+            _split(prompts, count)[1],
+        ),
+        "the first prompts are held out; the last ones are asked for": _first_prompts,
+        "training and held-out part are exchanged": lambda prompts, count: _split(prompts, count)[::-1],
+    },
+)
+
+
+# Self-agreement
+
+
+def _kappa_cases() -> list[tuple]:
+    table = {("left", "left"): 9, ("left", "right"): 2, ("right", "left"): 4, ("right", "right"): 6, ("tie", "tie"): 1}
+    first, second = (list(side) for side in zip(*Counter(table).elements()))
+    return [
+        (first, second),
+        (["left", "right", "skip", "tie", "left"], ["left", "left", "left", "tie", "skip"]),
+        (["left"] * 6 + ["right"] * 2, ["left"] * 7 + ["right"]),
+    ]
+
+
+def _kappa(first: list[str], second: list[str], chance: Callable[[Counter, Counter, int], float]) -> float:
+    judged = [(a, b) for a, b in zip(first, second) if "skip" not in (a, b)]
+    n = len(judged)
+    agreed = sum(a == b for a, b in judged) / n
+    by_chance = chance(Counter(a for a, _ in judged), Counter(b for _, b in judged), n)
+    return round((agreed - by_chance) / (1 - by_chance), 4)
+
+
+def _both_habits(a: Counter, b: Counter, n: int) -> float:
+    return sum(a[verdict] * b[verdict] for verdict in a) / n**2
+
+
+def _one_habit(a: Counter, b: Counter, n: int) -> float:
+    return sum(a[verdict] ** 2 for verdict in a) / n**2
+
+
+def _no_habit(a: Counter, b: Counter, n: int) -> float:
+    return 1 / len(a | b)
+
+
+def _undivided(first: list[str], second: list[str]) -> float:
+    agreed = _kappa(first, second, lambda *_: 0.0)
+    judged = [(a, b) for a, b in zip(first, second) if "skip" not in (a, b)]
+    chance = _both_habits(Counter(a for a, _ in judged), Counter(b for _, b in judged), len(judged))
+    return round(agreed - chance, 4)
+
+
+def _skips_counted(first: list[str], second: list[str]) -> float:
+    return _kappa([f"{verdict}." for verdict in first], [f"{verdict}." for verdict in second], _both_habits)
+
+
+KAPPA = Exercise(
+    cases=_kappa_cases,
+    right=lambda first, second: _kappa(first, second, _both_habits),
+    mistakes={
+        "it is the share of agreement; take away what chance would give": lambda first, second: _kappa(
+            first, second, lambda *_: 0.0
+        ),
+        "chance is taken to be the same for all verdicts; it follows how often each was given": lambda first, second: (
+            _kappa(first, second, _no_habit)
+        ),
+        "chance is taken from the first pass alone; multiply both passes' shares of each verdict": (
+            lambda first, second: _kappa(first, second, _one_habit)
+        ),
+        "it is not divided by 1 - chance, the most that can be won over chance": _undivided,
+        "pairs skipped in either pass count; leave them out": _skips_counted,
+    },
+)
+
+
+EXERCISES = {
+    "read_hh": READ_HH,
+    "length_gap": LENGTH_GAP,
+    "fit": FIT,
+    "split_prompts": SPLIT_PROMPTS,
+    "kappa": KAPPA,
+}

@@ -1,0 +1,513 @@
+"""Labelling by hand: which of two answers is better, in blind order, each verdict on disk before the next question.
+
+A session is one JSONL file of events that is only ever added to: settings, comparisons, verdicts, undos. Opening it
+again replays them, so whatever was decided before a crash is there. Nothing here needs a front end;
+``widgets/pair_labeler.py`` shows a session in a notebook.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dpo_core.collect import answer_twice
+from dpo_core.errors import InputError
+from dpo_core.evaluate import wilson_interval
+from dpo_core.model import GPT
+from dpo_core.pairs import load_pairs, write_jsonl
+
+__all__ = [
+    "VERDICTS",
+    "Agreement",
+    "Comparison",
+    "LabelSession",
+    "Turn",
+    "Verdict",
+    "file_comparisons",
+    "sampled_comparisons",
+]
+
+VERDICTS = ("left", "right", "tie", "skip")
+OTHER = {"first": "second", "second": "first"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A prompt and two answers to choose from."""
+
+    prompt: str
+    first: str
+    second: str
+    source: str = ""  # where it is from, for the record; never shown
+
+
+def file_comparisons(path: str | Path) -> list[Comparison]:
+    """The pairs of a file, to be judged anew; which answer the file prefers is not shown.
+
+    Args:
+        path: what ``load_pairs`` reads.
+    Returns:
+        One comparison a pair: the chosen answer first, as the sides are drawn later.
+    Raises:
+        InputError: as ``load_pairs``.
+
+    >>> from importlib.resources import files
+    >>> file_comparisons(str(files("dpo_core.pocket") / "guide_pairs.jsonl"))[1].prompt
+    'What is the capital of France?'
+    """
+    return [Comparison(pair.prompt, pair.chosen, pair.rejected, pair.source) for pair in load_pairs(path)]
+
+
+def sampled_comparisons(model: GPT, prompts: Sequence[str], seed: int) -> list[Comparison]:
+    """Two answers of a model to each prompt, sampled at temperature 1; prompts whose answers are the same are left out.
+
+    Args:
+        model: who answers.
+        prompts: what is asked.
+        seed: of the sampling.
+
+    >>> found = sampled_comparisons(GPT.from_pretrained("pocket"), ["Why is the sky blue?"], seed=0)
+    >>> found[0].source
+    'samples of pocket, seed 0'
+    """
+    source = f"samples of {model.source or 'a model'}, seed {seed}"
+    return [Comparison(a.prompt, a.text, b.text, source) for a, b in answer_twice(model, prompts, seed)]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the labeller is shown, and nothing that would give the source away."""
+
+    prompt: str
+    left: str
+    right: str
+    second_pass: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One decision."""
+
+    pair: int  # index among the session's comparisons
+    second_pass: bool
+    left: str  # which answer stood on the left, "first" or "second"
+    verdict: str  # one of VERDICTS
+    at: str  # UTC
+
+    @property
+    def preferred(self) -> str:
+        """``first``, ``second``, ``tie`` or ``skip``: the verdict without the sides."""
+        sides = {"left": self.left, "right": OTHER.get(self.left, "")}
+        return sides.get(self.verdict, self.verdict)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often the second verdict was the first one's, with the 95 % Wilson interval.
+
+    ``kappa`` is Cohen's (1960): the share of the way from what two passes with these habits (so many left, right and
+    ties) would agree on by chance to full agreement. Sides are those of the first pass, which were drawn, so a kappa
+    of 0 is what a coin reaches. It is None where chance alone already agrees on everything.
+    """
+
+    n: int  # pairs judged twice, skips left out
+    agreed: int
+    low: float
+    high: float
+    kappa: float | None
+
+    @property
+    def share(self) -> float:
+        """Of pairs with the same verdict twice."""
+        return self.agreed / self.n
+
+    def __str__(self) -> str:
+        kappa = "not defined" if self.kappa is None else f"{self.kappa:.2f}"
+        return (
+            f"the same verdict twice on {self.agreed} of {self.n} pairs:"
+            f" {self.share:.2f} [{self.low:.2f}, {self.high:.2f}], kappa {kappa}"
+        )
+
+
+class LabelSession:
+    """One labeller at one file.
+
+    Args:
+        path: the session's file. If it is there already, labelling goes on where it stopped.
+        comparisons: what to judge; those that the file has already are not added again.
+        labeller: who judges; one file has one labeller. If None, the file's, or ``anonymous``.
+        rubric: what "better" shall mean; one file has one. If None, the file's, or none.
+        seed: of sides and of the second pass. If None, the file's, or 0.
+    Raises:
+        InputError: another process has the file open, its labeller, rubric or seed is another, it is not a session, it
+            cannot be written, or there is nothing to judge.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> path = Path(folder.name) / "labels.jsonl"
+    >>> with LabelSession(path, [Comparison("Why?", "Because.", "No."), Comparison("Who?", "Me.", "You.")]) as session:
+    ...     print(session.turn.left, "|", session.turn.right)
+    ...     session.decide("left")
+    Because. | No.
+    >>> with LabelSession(path) as session:  # later, perhaps after a crash
+    ...     print(session.turn.prompt, session.progress())
+    ...     session.decide("tie")
+    ...     print(len(load_pairs(session.export())), "pair exported")
+    Who? (1, 2)
+    1 pair exported
+    >>> folder.cleanup()
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        comparisons: Iterable[Comparison] = (),
+        *,
+        labeller: str | None = None,
+        rubric: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.on_change: Callable[[], None] = lambda: None  # called after every event, for a front end
+        self.settings: dict[str, Any] = {}
+        self.comparisons: list[Comparison] = []
+        self.verdicts: list[Verdict] = []  # those that were not taken back, in order
+        self.again: list[int] = []  # what the second pass asks, in order
+        self.notes: list[str] = []  # what a crash left behind and how it was mended
+        self._file = _LockedLog(self.path)
+        try:
+            self._replay()
+            self._settle({"labeller": labeller, "rubric": rubric, "seed": seed})
+            self._add(comparisons)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> LabelSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; what was decided is in it."""
+        self._file.close()
+
+    # What is asked
+
+    @property
+    def turn(self) -> Turn | None:
+        """The question now, or None when all are answered."""
+        slot = self._next()
+        return None if slot is None else self.ask(*slot)
+
+    def ask(self, pair: int, second_pass: bool = False) -> Turn:
+        """The question about one pair, as it is put whenever its turn comes."""
+        comparison, left = self.comparisons[pair], self._left(pair, second_pass)
+        return Turn(comparison.prompt, getattr(comparison, left), getattr(comparison, OTHER[left]), second_pass)
+
+    def progress(self) -> tuple[int, int]:
+        """How many pairs of the present pass are judged, and how many there are."""
+        slot = self._next()
+        second_pass = slot[1] if slot else bool(self.again)
+        judged = sum(verdict.second_pass == second_pass for verdict in self.verdicts)
+        return judged, len(self.again if second_pass else self.comparisons)
+
+    def _next(self) -> tuple[int, bool] | None:
+        judged = {(verdict.pair, verdict.second_pass) for verdict in self.verdicts}
+        slots = [*((i, False) for i in range(len(self.comparisons))), *((i, True) for i in self.again)]
+        return next((slot for slot in slots if slot not in judged), None)
+
+    def _left(self, pair: int, second_pass: bool) -> str:
+        """Drawn by the seed; exchanged in the second pass, so that a habit of one side counts as disagreement."""
+        heads = random.Random(f"{self.settings['seed']} {pair}").random() < 0.5
+        return "first" if heads != second_pass else "second"
+
+    # What is answered
+
+    def decide(self, verdict: str) -> None:
+        """Answer the question; the answer is on disk when this returns.
+
+        Args:
+            verdict: ``left``, ``right``, ``tie`` or ``skip``.
+        Raises:
+            InputError: no such verdict, nothing is asked, or the file cannot be written (nothing has changed then).
+        """
+        if verdict not in VERDICTS:
+            raise InputError(f"verdict {verdict!r}: there are {', '.join(VERDICTS)}")
+        slot = self._next()
+        if slot is None:
+            raise InputError("every pair is judged; add comparisons, or begin the second pass")
+        self._write([{"event": "verdict", **asdict(Verdict(*slot, self._left(*slot), verdict, _now()))}])
+
+    def undo(self) -> None:
+        """Take back the last verdict that stands; its pair is asked again.
+
+        Raises:
+            InputError: none stands, or the file cannot be written.
+        """
+        if not self.verdicts:
+            raise InputError("there is no verdict to take back")
+        self._write([{"event": "undo", "at": _now()}])
+
+    def begin_second_pass(self, count: int = 50) -> None:
+        """Ask pairs a second time, in another order and with sides exchanged, to see how far you agree with yourself.
+
+        Args:
+            count: at most so many of the judged pairs, drawn by the seed; skipped ones are not asked again.
+        Raises:
+            InputError: it has begun already, or nothing is judged yet.
+        """
+        if self.again:
+            raise InputError("the second pass has begun already")
+        judged = [verdict.pair for verdict in self.verdicts if verdict.verdict != "skip"]
+        if not judged:
+            raise InputError("nothing is judged yet, so there is nothing to judge again")
+        chosen = random.Random(f"{self.settings['seed']} again").sample(judged, min(count, len(judged)))
+        self._write([{"event": "second pass", "pairs": chosen, "at": _now()}])
+
+    # What came of it
+
+    def counts(self) -> Counter[str]:
+        """How often each verdict was given in the first pass."""
+        return Counter(verdict.verdict for verdict in self.verdicts if not verdict.second_pass)
+
+    def agreement(self) -> Agreement | None:
+        """How often the second pass agrees with the first, or None before any pair was judged twice."""
+        first = {verdict.pair: verdict for verdict in self.verdicts if not verdict.second_pass}
+        twice = [(first[v.pair], v) for v in self.verdicts if v.second_pass and v.pair in first]
+        judged = [(a, b) for a, b in twice if "skip" not in (a.verdict, b.verdict)]
+        if not judged:
+            return None
+        n, agreed = len(judged), sum(a.preferred == b.preferred for a, b in judged)
+        # In terms of the first pass's sides; the second pass's are the other way round.
+        exchanged = {"left": "right", "right": "left", "tie": "tie"}
+        habits = Counter(a.verdict for a, _ in judged), Counter(exchanged[b.verdict] for _, b in judged)
+        chance = sum(habits[0][side] * habits[1][side] for side in exchanged) / n**2
+        kappa = None if chance == 1 else (agreed / n - chance) / (1 - chance)
+        return Agreement(n, agreed, *wilson_interval(agreed, n), kappa)
+
+    def export(self, path: str | Path | None = None) -> Path:
+        """Write the preferences as ``prompt``, ``chosen``, ``rejected`` with, under ``label``, where each is from.
+
+        Ties and skips stay in the session's file only, and so does a pair that was judged twice and not alike.
+
+        Args:
+            path: the file to write; beside the session's file, ending in ``.pairs.jsonl``, if None.
+        Returns:
+            The file's path; ``load_pairs`` reads it.
+        Raises:
+            InputError: there is nothing to write, or it cannot be written there.
+        """
+        path = self.path.with_suffix(".pairs.jsonl") if path is None else Path(path)
+        if path.resolve() == self.path.resolve():
+            raise InputError(f"{path} is the session's own file; export to another")
+        if not (records := self._records()):
+            raise InputError("no pair has a preferred answer yet, so there is nothing to export")
+        write_jsonl(path, records)
+        return path
+
+    def _records(self) -> list[dict[str, Any]]:
+        """Exported lines."""
+        judged: dict[int, list[Verdict]] = {}
+        for verdict in self.verdicts:
+            if verdict.verdict != "skip":
+                judged.setdefault(verdict.pair, []).append(verdict)
+        records = []
+        for pair, verdicts in sorted(judged.items()):
+            preferred = {verdict.preferred for verdict in verdicts}
+            if len(preferred) > 1 or preferred == {"tie"}:
+                continue
+            comparison, last = self.comparisons[pair], verdicts[-1]
+            chosen = last.preferred
+            label = {
+                "labeller": self.settings["labeller"],
+                "at": last.at,
+                "left": "chosen" if last.left == chosen else "rejected",
+                "times": len(verdicts),
+                "source": comparison.source,
+                "rubric": self.settings["rubric"],
+            }
+            texts = {"chosen": getattr(comparison, chosen), "rejected": getattr(comparison, OTHER[chosen])}
+            records.append({"prompt": comparison.prompt, **texts, "label": label})
+        return records
+
+    # The file
+
+    def _write(self, events: list[dict[str, Any]]) -> None:
+        self._file.append(events)
+        for event in events:
+            self._apply(event)
+        self.on_change()
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        """Change the state as an event says; nothing else does."""
+        handlers: dict[str, Callable[..., None]] = {
+            "session": self._on_session,
+            "pair": self._on_pair,
+            "verdict": self._on_verdict,
+            "undo": self._on_undo,
+            "second pass": self._on_second_pass,
+        }
+        values = dict(event)
+        handlers[values.pop("event")](**values)
+
+    def _on_session(self, labeller: str, rubric: str, seed: int, at: str) -> None:
+        self.settings = {"labeller": labeller, "rubric": rubric, "seed": seed}
+
+    def _on_pair(self, **texts: str) -> None:
+        self.comparisons.append(Comparison(**texts))
+
+    def _on_verdict(self, pair: int, **values: Any) -> None:
+        if values["verdict"] not in VERDICTS or pair not in range(len(self.comparisons)):
+            raise ValueError("a verdict on no pair, or an unknown one")
+        self.verdicts.append(Verdict(pair, **values))
+
+    def _on_undo(self, at: str) -> None:
+        self.verdicts.pop()
+
+    def _on_second_pass(self, pairs: list[int], at: str) -> None:
+        self.again = pairs
+
+    def _replay(self) -> None:
+        for number, line in enumerate(self._file.read(), start=1):
+            try:
+                self._apply(json.loads(line))
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise InputError(
+                    f"{self.path}:{number}: not a line of a labelling session ({type(error).__name__}: {error});"
+                    " choose another file, or take this line out"
+                ) from error
+        self.notes = self._file.notes
+
+    def _settle(self, asked: dict[str, Any]) -> None:
+        if not self.settings:
+            defaults = {"labeller": "anonymous", "rubric": "", "seed": 0}
+            chosen = {name: defaults[name] if value is None else value for name, value in asked.items()}
+            self._write([{"event": "session", **chosen, "at": _now()}])
+        for name, value in asked.items():
+            if value is not None and value != self.settings[name]:
+                raise InputError(
+                    f"{self.path} has the {name} {self.settings[name]!r}, not {value!r}; leave {name} out to go on, or"
+                    " begin another file"
+                )
+
+    def _add(self, comparisons: Iterable[Comparison]) -> None:
+        def texts(c: Comparison) -> tuple[str, frozenset[str]]:
+            return c.prompt, frozenset((c.first, c.second))
+
+        known = {texts(comparison) for comparison in self.comparisons}
+        new = {texts(comparison): comparison for comparison in comparisons if texts(comparison) not in known}
+        if new:
+            self._write([{"event": "pair", **asdict(comparison)} for comparison in new.values()])
+        if not self.comparisons:
+            raise InputError(f"{self.path}: there is nothing to judge; give comparisons")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+# The file under a session: one process at a time, and every line on disk before it counts.
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # beyond the text, which others may read
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class _LockedLog:
+    """A JSONL file that is only added to, with a lock file beside it that names the process.
+
+    The operating system holds the lock and drops it when the process ends, however it ends; so the lock file of a
+    process that was killed is known to be stale. Opening the file again in the same process closes it where it was
+    open before, as running a notebook's cell again does.
+    """
+
+    held: ClassVar[dict[Path, _LockedLog]] = {}  # by this process
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.key, self.notes = path, path.resolve(), []
+        if earlier := self.held.get(self.key):
+            earlier.close()
+        lock_path = path.with_name(path.name + ".lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("ab+", buffering=0)
+            self.lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        try:
+            _lock(self.lock)
+        except OSError as error:
+            self.file.close()
+            os.close(self.lock)
+            holder = lock_path.read_text(encoding="utf-8") or "another process"
+            raise InputError(
+                f"{path} is open in {holder}; shut that notebook's kernel down, or label into another file"
+            ) from error
+        if stale := lock_path.read_text(encoding="utf-8"):
+            self.notes.append(f"An earlier session ({stale}) was cut off; all that it saved is here.")
+        self._sign(f"process {os.getpid()}, since {_now()}")
+        self.held[self.key] = self
+
+    def _sign(self, text: str) -> None:
+        os.ftruncate(self.lock, 0)
+        os.lseek(self.lock, 0, os.SEEK_SET)
+        os.write(self.lock, text.encode())
+
+    def read(self) -> list[bytes]:
+        """The file's lines, after half a line at the end, which a crash may leave, was removed."""
+        self.file.seek(0)
+        content = self.file.read()
+        end = content.rfind(b"\n") + 1
+        if tail := content[end:]:
+            try:
+                json.loads(tail)
+                self.file.write(b"\n")  # only the line break is missing
+            except ValueError:
+                content = content[:end]
+                self.file.truncate(end)
+                self.notes.append(f"The last line was incomplete ({len(tail)} bytes) and was removed.")
+            os.fsync(self.file.fileno())
+        return content.splitlines()
+
+    def append(self, events: Iterable[dict[str, Any]]) -> None:
+        """Write lines; they are on disk when this returns, or none of them is in the file."""
+        if self.file.closed:
+            raise InputError(f"{self.path} was closed here, perhaps as it was opened again; use the newest labeller")
+        if not os.fstat(self.file.fileno()).st_nlink:
+            raise InputError(f"{self.path} was deleted, so nothing more is saved; open it again under another name")
+        # Half a character, as in cut-off text, has no UTF-8; its backslash form is what JSON writes for it.
+        lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
+        left = memoryview(lines.encode("utf-8", "backslashreplace"))
+        end = self.file.seek(0, os.SEEK_END)
+        try:
+            while left:
+                left = left[self.file.write(left) :]
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            self.file.truncate(end)
+            raise InputError(f"{self.path}: not saved ({error.strerror}); make room there and decide again") from error
+
+    def close(self) -> None:
+        if self.held.get(self.key) is self:
+            del self.held[self.key]
+            self.file.close()
+            self._sign("")
+            os.close(self.lock)

@@ -1,0 +1,431 @@
+"""What ails a run: before its first step (``check_setup``) and from its curves (``diagnose``).
+
+Each rule is a small function that looks at the numbers and says what it saw, or nothing. ``MACHINERY`` holds the faults
+of the program; where one is found nothing else is said, since a curve drawn by a broken machine tells nothing about
+learning. ``LEARNING`` holds the faults of data and settings. Thresholds stand at the top, each with its reason.
+
+What no curve can tell: whether the labels are right. Pairs that are all labelled the wrong way round, the held-out ones
+too, are learned with the same fine curves. Only answers that are read or judged show that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+
+from dpo_core.data import EncodedPair, batches
+from dpo_core.errors import InputError
+from dpo_core.evaluate import wilson_interval
+from dpo_core.metrics import History
+from dpo_core.trainer import DPOTrainer
+
+__all__ = ["Finding", "LEARNING", "MACHINERY", "SETUP", "Rule", "check_setup", "diagnose"]
+
+LN2 = math.log(2)  # the loss of a policy that equals its reference, and of one that guesses
+ROUNDING = 1e-5  # a reward below it is float32's rounding of a sum of some hundred nats, times beta
+STILL = 0.1  # nats: whole answers have kept their probability to within a tenth
+HIGH_LOSS = LN2 + 0.1  # clearly worse than not to have moved at all
+NOISE_FLOOR = 0.673  # nats, -0.6 ln 0.6 - 0.4 ln 0.4: the least loss on new pairs of which 40 % are mislabelled
+NEAR_HALF = (0.4, 0.6)  # the accuracy of a judge whom 40 % of the labels contradict, or who guesses
+CHANGED = 0.5  # in float32 nearly every weight changes in the first steps, in bf16 most updates are rounded away
+WHOLE = 0.95  # share of chosen answers; a few that were cut for length do no harm
+ODD_PER_ANSWER = 1.0  # a broken word in every answer can be seen by eye
+FALL = 1.0  # nats: chosen answers are e times less likely than they were
+LENGTH_LEAD = 0.65  # share of pairs: a rule that only counts tokens would beat many a reward model
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that ails a run, or with ``note`` something to know that needs no cure."""
+
+    name: str
+    evidence: str
+    remedy: str
+    note: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.evidence}\n  -> {self.remedy}"
+
+
+class Curves:
+    """A history as the rules read it."""
+
+    def __init__(self, history: History) -> None:
+        self.names = {name for row in history.rows for name in row}
+        if any(row["step"] == 0 and abs(row.get("loss", LN2) - LN2) > 0.01 for row in history.rows):
+            self.names -= {"loss", "eval_loss"}  # of another family than DPO's, at a level that means something else
+        self.history = history
+
+    def end(self, name: str) -> float:
+        """The last value."""
+        return self.history.column(name)[1][-1]
+
+    def begin(self, name: str) -> float:
+        """The first value."""
+        return self.history.column(name)[1][0]
+
+    def late(self, name: str) -> float:
+        """The mean over the last third of the rows, as single rows of few pairs jump."""
+        values = [row[name] for row in self.history.rows if name in row and row["step"] > 0]
+        tail = values[-max(1, len(values) // 3) :]
+        return sum(tail) / len(tail)
+
+    def largest(self, *names: str) -> float:
+        """The largest absolute value of these metrics, of those that were logged."""
+        return max(abs(row[name]) for row in self.history.rows for name in names if name in row)
+
+    def distance(self) -> float:
+        """How far the policy went, in nats: by the KL on its samples or the log-ratio of chosen answers."""
+        names = self.names & {"kl/policy_ref", "eval_logps/chosen_delta"}
+        return max(abs(self.end(name)) for name in names)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Metrics without which it is silent; what it sees in them, or None; and what helps."""
+
+    needs: tuple[str, ...]
+    sees: Callable[[Curves], str | None]
+    remedy: str
+    note: bool = False
+
+
+# Faults of the program
+
+
+def _frozen(c: Curves) -> str | None:
+    moved = c.largest("rewards/chosen", "rewards/rejected", "eval_rewards/chosen", "eval_rewards/rejected")
+    if c.end("weights/changed") > 0 if "weights/changed" in c.names else moved > ROUNDING:
+        return None
+    return f"no reward is further from 0 than {moved:.0e}, though the gradient's norm is {c.end('grad_norm'):.2g}"
+
+
+def _moving_reference(c: Curves) -> str | None:
+    if c.largest("rewards/chosen", "rewards/rejected") > ROUNDING or c.distance() <= ROUNDING:
+        return None
+    return (
+        f"every training reward is 0 and the loss stays at {c.late('loss'):.4f}, yet the policy moved by"
+        f" {c.distance():.2f} nats"
+    )
+
+
+def _dropout(c: Curves) -> str | None:
+    beta = c.end("beta")
+    train = c.late("rewards/chosen") / beta, c.late("rewards/rejected") / beta
+    held_out = c.end("eval_rewards/chosen") / beta, c.end("eval_rewards/rejected") / beta
+    # Learning treats the two kinds of pairs alike, or lifts the training ones; noise lowers those alone.
+    if any(t > 2 * min(h, 0.0) - 2.0 for t, h in zip(train, held_out)):
+        return None
+    return (
+        f"in training the log-ratios of chosen and rejected answers average {train[0]:.1f} and {train[1]:.1f} nats, in"
+        f" evaluation {held_out[0]:.1f} and {held_out[1]:.1f}"
+    )
+
+
+def _half_precision(c: Curves) -> str | None:
+    changed = c.end("weights/changed")
+    if not 0 < changed < CHANGED:
+        return None
+    return f"only {changed:.0%} of the weights have changed after {c.history.rows[-1]['step']:.0f} steps"
+
+
+MACHINERY: dict[str, Rule] = {
+    "frozen policy": Rule(
+        ("rewards/chosen", "rewards/rejected", "grad_norm"),
+        _frozen,
+        "check that the optimiser holds this model's parameters, and then the learning rate",
+    ),
+    "moving reference": Rule(
+        ("rewards/chosen", "rewards/rejected", "loss", "eval_logps/chosen_delta"),
+        _moving_reference,
+        "copy the model before training, or compute the reference's log-probs before the first step",
+    ),
+    "dropout on": Rule(
+        ("rewards/chosen", "rewards/rejected", "eval_rewards/chosen", "eval_rewards/rejected", "beta"),
+        _dropout,
+        "set every dropout to 0, for the policy too",
+    ),
+    "half-precision weights": Rule(
+        ("weights/changed",),
+        _half_precision,
+        "keep weights and optimiser in float32 (model.float()) and compute in bf16 by autocast",
+    ),
+}
+
+
+# Faults of data and settings
+
+
+def _swapped(c: Curves) -> str | None:
+    margin, held_out = c.late("rewards/margins"), c.end("eval_rewards/margins")
+    accuracy = c.end("eval_rewards/accuracies")
+    # The mirror image. Mere overfitting brings the held-out margin to 0, not far below.
+    if margin <= 0 or held_out > -margin / 4 or accuracy > 0.5:
+        return None
+    return f"margin {margin:+.2f} in training but {held_out:+.2f} held out, where accuracy is {accuracy:.2f}"
+
+
+def _memorised(c: Curves) -> str | None:
+    loss, held_out = c.late("loss"), c.end("eval_loss")
+    if loss > held_out / 4 or held_out < LN2 / 2:  # a held-out loss that has halved is no failure
+        return None
+    return f"training loss {loss:.2g}, held-out loss {held_out:.2f}"
+
+
+def _too_high(c: Curves) -> str | None:
+    losses = [c.late("loss")] + ([c.end("eval_loss")] if "eval_loss" in c.names else [])
+    if min(losses) < HIGH_LOSS:
+        return None
+    return f"a loss of {min(losses):.2f}, above the {LN2:.2f} of a model that was never trained"
+
+
+def _no_end(c: Curves) -> str | None:
+    whole, before, after = c.end("ended/chosen"), c.begin("eos/chosen"), c.end("eos/chosen")
+    if whole >= WHOLE or after > before / 2:
+        return None
+    return (
+        f"only {whole:.0%} of the chosen answers in training have an end-of-text token; where held-out ones end, the"
+        f" policy ends with probability {after:.2f}, and did with {before:.2f}"
+    )
+
+
+def _noisy(c: Curves) -> str | None:
+    loss, accuracy, (low, high) = c.end("eval_loss"), c.end("eval_rewards/accuracies"), NEAR_HALF
+    if c.distance() < STILL or min(loss, c.late("loss")) < NOISE_FLOOR or not low <= accuracy <= high or _too_high(c):
+        return None
+    return f"the policy moved by {c.distance():.2f} nats, but held out the loss is {loss:.3f}, accuracy {accuracy:.2f}"
+
+
+def _harmful(c: Curves) -> str | None:
+    odd = c.end("samples/odd")
+    if odd < ODD_PER_ANSWER:
+        return None
+    return (
+        f"a sample holds {odd:.1f} tokens to which the reference gives less than 1 in 1,000, and held"
+        f" {c.begin('samples/odd'):.2f} before; held-out chosen answers: {c.end('eval_logps/chosen_delta'):+.1f} nats"
+    )
+
+
+def _too_low(c: Curves) -> str | None:
+    loss = c.end("eval_loss")
+    if c.distance() > STILL or abs(loss - LN2) > 0.02 or c.largest("rewards/chosen", "rewards/rejected") < ROUNDING:
+        return None
+    steps = c.history.rows[-1]["step"]
+    return f"after {steps:.0f} steps the policy is {c.distance():.1g} nats away and the held-out loss {loss:.4f}"
+
+
+def _fell(c: Curves) -> str | None:
+    fall, margin = c.end("eval_logps/chosen_delta"), c.end("eval_rewards/margins")
+    if fall > -FALL or margin <= 0:
+        return None
+    return f"held-out chosen answers lost {-fall:.1f} nats while the margin grew to {margin:+.2f}"
+
+
+def _harmless(c: Curves) -> str | None:
+    fell = _fell(c)
+    return f"{fell}; samples hold {c.end('samples/odd'):.2f} odd tokens" if fell and not _harmful(c) else None
+
+
+def _unexamined(c: Curves) -> str | None:
+    return None if "samples/odd" in c.names else _fell(c)
+
+
+LEARNING: dict[str, Rule] = {
+    "swapped labels": Rule(
+        ("rewards/margins", "eval_rewards/margins", "eval_rewards/accuracies"),
+        _swapped,
+        "read three training and three held-out pairs, and exchange the columns of the set that is wrong",
+    ),
+    "memorised pairs": Rule(
+        ("loss", "eval_loss"),
+        _memorised,
+        "more pairs or fewer steps; patience keeps the weights of the lowest held-out loss",
+    ),
+    "learning rate too high": Rule(
+        ("loss",),
+        _too_high,
+        "divide the learning rate by 3 to 10, and start again from the reference",
+    ),
+    "no end of text": Rule(
+        ("ended/chosen", "eos/chosen"),
+        _no_end,
+        "end each answer in one end-of-text token that counts; raise max_length where chosen answers are cut",
+    ),
+    "noisy labels": Rule(
+        ("loss", "eval_loss", "eval_rewards/accuracies", "eval_logps/chosen_delta"),
+        _noisy,
+        "have fifty pairs labelled again; where people disagree, drop them or set label_smoothing",
+    ),
+    "harmful displacement": Rule(
+        ("samples/odd", "eval_logps/chosen_delta"),
+        _harmful,
+        "stop earlier, lower the learning rate or raise beta; use pairs that the model itself might have written",
+    ),
+    "learning rate too low": Rule(
+        ("rewards/chosen", "rewards/rejected", "eval_loss", "eval_logps/chosen_delta"),
+        _too_low,
+        "multiply the learning rate by 3 to 10, or train longer",
+    ),
+    "harmless displacement": Rule(
+        ("samples/odd", "eval_logps/chosen_delta", "eval_rewards/margins"),
+        _harmless,
+        "nothing: the loss sees only the difference; keep an eye on the samples",
+        note=True,
+    ),
+    "displacement": Rule(
+        ("eval_logps/chosen_delta", "eval_rewards/margins"),
+        _unexamined,
+        "whether that harms only samples tell: train(on_log=watch(trainer, prompts))",
+        note=True,
+    ),
+}
+
+
+def diagnose(history: History) -> list[Finding]:
+    """Name what ails a run by its curves.
+
+    A rule needs its metrics: without held-out pairs or ``watch`` some keep silent, and silence is not health.
+
+    Args:
+        history: of ``DPOTrainer.train``, best with ``on_log=watch(trainer, prompts)``; or under the same names.
+    Returns:
+        Faults, the likeliest first, then notes; nothing if no rule applies.
+    Raises:
+        InputError: the history has no row of a step.
+
+    >>> history = History([{"step": 0, "loss": 0.69}, {"step": 50, "loss": 5.2}, {"step": 100, "loss": 9.3}])
+    >>> print(diagnose(history)[0])
+    learning rate too high: a loss of 9.30, above the 0.69 of a model that was never trained
+      -> divide the learning rate by 3 to 10, and start again from the reference
+    """
+    if not any(row["step"] > 0 and "loss" in row for row in history.rows):
+        raise InputError("the history holds no step with a loss; train first")
+    curves = Curves(history)
+    return _apply(MACHINERY, curves) or _apply(LEARNING, curves)
+
+
+def _apply(rules: dict[str, Rule], curves: Curves) -> list[Finding]:
+    return [
+        Finding(name, evidence, rule.remedy, rule.note)
+        for name, rule in rules.items()
+        if curves.names.issuperset(rule.needs) and (evidence := rule.sees(curves))
+    ]
+
+
+# Before the first step
+
+
+def _optimiser_elsewhere(trainer: DPOTrainer) -> str | None:
+    held = {id(parameter) for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    own = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    if any(id(parameter) in held for parameter in own):
+        return None
+    return "the optimiser holds no parameter of the model that requires a gradient, so no step will change it"
+
+
+def _shared_reference(trainer: DPOTrainer) -> str | None:
+    if trainer.reference_model is None:
+        return None
+    held = {parameter.data_ptr() for parameter in trainer.model.parameters() if parameter.requires_grad}
+    shared = sum(parameter.data_ptr() in held for parameter in trainer.reference_model.parameters())
+    return f"{shared} tensors of the reference are the policy's own, and will move with it" if shared else None
+
+
+def _dropout_on(trainer: DPOTrainer) -> str | None:
+    found = {float(p) for module in trainer.model.modules() if (p := getattr(module, "dropout", 0.0))}
+    found |= {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout) and module.p}
+    return f"the model has dropout {max(found)}, which makes the log-ratio noisy" if found else None
+
+
+def _not_float32(trainer: DPOTrainer) -> str | None:
+    kinds = {str(parameter.dtype) for parameter in trainer.model.parameters()} - {"torch.float32"}
+    return f"weights in {', '.join(sorted(kinds))}, in which small updates are rounded away" if kinds else None
+
+
+def _differs_at_start(trainer: DPOTrainer) -> str | None:
+    try:
+        with torch.no_grad():
+            trainer._start(next(batches(len(trainer.training), trainer.config.batch_size, trainer.config.seed)))
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _answers(trainer: DPOTrainer) -> list[EncodedPair]:
+    return [*trainer.training, *trainer.validation]
+
+
+def _empty(trainer: DPOTrainer) -> str | None:
+    empty = sum(not (pair.chosen and pair.rejected) for pair in _answers(trainer))
+    return f"{empty} pairs have an answer of which no token counts" if empty else None
+
+
+def _endless(trainer: DPOTrainer) -> str | None:
+    end, pairs = trainer.encoding.eot_token, _answers(trainer)
+    chosen, rejected = (sum(getattr(e, name)[-1:] != [end] for e in pairs) for name in ("chosen", "rejected"))
+    if chosen + rejected == 0:
+        return None
+    return f"{chosen} of {len(pairs)} chosen and {rejected} rejected answers have no end-of-text token"
+
+
+def _identical(trainer: DPOTrainer) -> str | None:
+    audits = [audit for audit in (trainer.audit, trainer.val_audit) if audit]
+    dropped = list(chain.from_iterable(audit.dropped for audit in audits))
+    same = sum(reason.startswith("the answers are the same") for _, reason in dropped)
+    given = len(dropped) + sum(len(audit.kept) for audit in audits)
+    return f"{same} of {given} pairs ({same / given:.1%}) had the same answer twice and were dropped" if same else None
+
+
+def _longer(trainer: DPOTrainer) -> str | None:
+    unequal = [len(e.chosen) > len(e.rejected) for e in trainer.training if len(e.chosen) != len(e.rejected)]
+    if not unequal:
+        return None
+    share, (low, high) = sum(unequal) / len(unequal), wilson_interval(sum(unequal), len(unequal))
+    if max(share, 1 - share) < LENGTH_LEAD or low <= 0.5 <= high:
+        return None
+    return f"the chosen answer is the longer one in {share:.0%} of {len(unequal)} pairs"
+
+
+SETUP: dict[str, tuple[Callable[[DPOTrainer], str | None], str]] = {
+    "frozen policy": (_optimiser_elsewhere, "make the trainer anew with the model that is to learn"),
+    "moving reference": (_shared_reference, "keep a copy made before training, or the default reference='cached'"),
+    "dropout on": (_dropout_on, "set every dropout to 0"),
+    "half-precision weights": (
+        _not_float32,
+        "model.float() before the trainer is made; precision='bf16' is for computing",
+    ),
+    "policy is not the reference": (_differs_at_start, "make the trainer last, after every change to the model"),
+    "empty answers": (_empty, "leave these pairs out"),
+    "no end of text": (_endless, "end each answer in one end-of-text token; raise max_length where answers are cut"),
+    "identical pairs": (_identical, "look where they come from; where only the beginnings agree, raise max_length"),
+    "length tells the label": (_longer, "even the lengths out, or watch samples/length; the policy will learn length"),
+}
+
+
+def check_setup(trainer: DPOTrainer) -> list[Finding]:
+    """What can be known before the first step.
+
+    The constructor of ``DPOTrainer`` refuses what can never be right: dropout, half-precision weights, nothing to
+    train, no pair left. This looks at the trainer as it stands now, so it sees what was changed since then, and it
+    judges what may be meant but seldom is: cut answers, identical pairs, a length that tells the label.
+
+    Args:
+        trainer: before its first step.
+    Returns:
+        Findings; nothing if all seems well.
+
+    >>> from dpo_core.data import PreferencePair
+    >>> from dpo_core.model import GPT
+    >>> from dpo_core.tokenizer import load_tokenizer
+    >>> from dpo_core.trainer import DPOConfig
+    >>> model, pairs = GPT.from_pretrained("pocket"), [PreferencePair("Why?", "Because it is so.", "No.")]
+    >>> trainer = DPOTrainer(model, load_tokenizer("pocket"), pairs, DPOConfig(val_share=0))
+    >>> model.h[0].attn.dropout = 0.1
+    >>> [finding.name for finding in check_setup(trainer)]
+    ['dropout on']
+    """
+    return [Finding(name, evidence, remedy) for name, (look, remedy) in SETUP.items() if (evidence := look(trainer))]

@@ -1,0 +1,90 @@
+"""What the Sphinx extension makes of plain notebooks, without a build: times, predictions, exercises, terms."""
+
+from types import SimpleNamespace
+
+import chapters
+import dressing
+import measured
+import pytest
+from docutils import nodes
+from docutils.core import publish_doctree
+
+
+def document(text):
+    return publish_doctree(text, settings_overrides={"doctitle_xform": False, "report_level": 5})
+
+
+def texts(doctree, name):
+    return [
+        node.astext()
+        for node in doctree.findall(lambda node: name in getattr(node, "attributes", {}).get("classes", []))
+    ]
+
+
+@pytest.mark.parametrize(
+    "said, found",
+    [
+        ("**Time:** about 40 minutes; all cells run in one.", "40 minutes"),
+        ("**Time:** about an hour; all cells run in a minute.", "an hour"),
+        ("It takes about ten minutes and builds on nothing.", "ten minutes"),
+        ("All cells together run in under a minute.", ""),
+    ],
+)
+def test_a_chapter_says_its_time(said, found):
+    assert chapters.minutes(document(f"Title\n=====\n\n{said}\n")) == found
+
+
+def test_every_chapter_has_a_level_and_a_place():
+    listed = chapters.chapters(measured.ROOT)
+    assert {chapter.number for chapter in listed} <= set(chapters.LEVELS)
+    assert [chapter.number for chapter in listed] == sorted(chapter.number for chapter in listed)
+    on_disk = {f"notebooks/{path.stem}" for path in (measured.ROOT / "notebooks").glob("*.ipynb")}
+    assert {chapter.page for chapter in listed} <= on_disk
+
+
+@pytest.mark.parametrize("address, expected", [("https://github.com/someone/course", True), ("", False)])
+def test_colab_is_offered_where_an_address_is_known(address, expected):
+    config = SimpleNamespace(html_theme_options={"repository_url": address, "repository_branch": "main"})
+    app = SimpleNamespace(srcdir=str(measured.ROOT), config=config)
+    context = {"pathto": lambda name, resource: f"../{name}"}
+    page = chapters.chapters(measured.ROOT)[0].page
+    html = chapters.head(app, page, context, document("Title\n=====\n\nIt takes about ten minutes.\n"))
+    link = f"https://colab.research.google.com/github/someone/course/blob/main/{page}.ipynb"
+    assert (link in html) is expected
+    assert f'href="../_sources/{page}.ipynb" download' in html
+
+
+def test_predictions_become_boxes():
+    tree = document(
+        "**Predict:** one or two?\n\nFirst this. **Predict:** and then?\n\n**Predict**, for all: which?\n\n"
+        "Where you see **Predict**, think.\n"
+    )
+    dressing.mark_predictions(tree)
+    assert texts(tree, "course-predict") == ["Predict: one or two?", "Predict: and then?", "Predict, for all: which?"]
+    assert "First this. " in [node.astext() for node in tree.findall(nodes.paragraph)]
+
+
+def test_exercises_are_grouped_with_what_belongs_to_them():
+    tree = document(
+        "Quiz\n----\n\nDecide.\n\n**1.** Why?\n\nBecause.\n\n**2.** How?\n\nSo.\n\nMore\n~~~~\n\n**3.** Not in it.\n"
+    )
+    section = next(iter(tree.findall(nodes.section)))
+    dressing.group_items(section)
+    assert texts(tree, "course-item") == ["1. Why?\n\nBecause.", "2. How?\n\nSo."]
+
+
+def test_terms_are_found_in_running_text_only():
+    pattern = dressing.term_pattern("held out")
+    assert pattern.search("two held-out topics") and pattern.search("Held out") and not pattern.search("upheld out")
+    assert dressing.term_pattern("token").search("three tokens") and not dressing.term_pattern("token").search(
+        "tokenizer"
+    )
+    assert not dressing.term_pattern("EOS").search("eos")
+    tree = document("A token, ``token``, `token <x>`__ and *token*.\n")
+    assert [text for text in map(str, dressing.running_text(tree)) if "token" in text] == ["A token, ", "token"]
+
+
+def test_a_quick_start_without_its_table_is_refused(tmp_path):
+    (tmp_path / "bare.ipynb").write_text('{"cells": []}')
+    with pytest.raises(measured.ExtensionError, match=r"bare\.ipynb holds no table"):
+        measured.stored_answers(tmp_path / "bare.ipynb")

@@ -1,0 +1,61 @@
+"""The museum's record: of the shipped model, and each run called what it is, by the rules as they are now."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpo_core.course import museum
+from dpo_core.diagnose import LEARNING, MACHINERY
+from dpo_core.metrics import History
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+from museum import model_hash
+
+RECORD = json.loads(museum.RECORD.read_text(encoding="utf-8"))
+
+
+def test_every_disease_has_an_exhibit():
+    faults = {name for name, rule in (MACHINERY | LEARNING).items() if not rule.note}
+    assert faults == museum.EXHIBITS.keys() - {museum.HEALTHY, "harmless displacement"}
+
+
+def test_the_record_is_of_the_shipped_model():
+    assert RECORD["model"] == model_hash(), "run `python benchmarks/museum.py`"
+
+
+def test_the_record_is_whole():
+    seeds = {name: sorted(runs) for name, runs in museum.recorded().items()}
+    assert seeds.keys() == museum.EXHIBITS.keys()
+    assert all(len(found) >= 3 for found in seeds.values())
+
+
+@pytest.mark.parametrize("run", RECORD["runs"], ids=lambda run: f"{run['name']}-{run['seed']}")
+def test_a_run_is_called_what_it_is(run):
+    assert museum.verdict(History(run["history"])) == run["verdict"] == museum.expected(run["name"])
+
+
+def test_before_the_first_step_only_what_is_there_is_found():
+    machine_and_data = {*MACHINERY, "no end of text"}
+    for run in RECORD["runs"]:
+        known = set(run["setup"]) & machine_and_data
+        assert known == ({run["name"]} & machine_and_data), run["name"]
+
+
+def test_pairs_are_held_out_by_prompt_and_repeatable():
+    training, held_out = museum.pairs(seed=5)
+    assert (len(training), len(held_out)) == (museum.TRAINING, museum.HELD_OUT)
+    assert not {p.prompt.lower().rstrip(".?") for p in training} & {p.prompt.lower().rstrip(".?") for p in held_out}
+    museum.pairs.cache_clear()
+    assert museum.pairs(seed=5)[0] == training
+
+
+def test_compare_draws_each_run_in_each_panel():
+    run = History([{"step": 0, "loss": 0.69, "kl/policy_ref": 0.0}, {"step": 9, "loss": 0.5, "kl/policy_ref": 1.0}])
+    figure = museum.compare({"healthy": run, "sick": run}, ["loss", "kl/policy_ref"], "Two runs")
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["Training loss", "Distance from the reference"]
+    assert [len(ax.get_lines()) for ax in figure.axes] == [3, 2]  # the loss has a level to compare with
