@@ -1,7 +1,10 @@
 """Folders of a training run: checkpoints and caches that are whole or not there, and stops that cut no update in half.
 
 A checkpoint holds the model in Hugging Face layout (with LoRA the adapter alone), ``optimizer.safetensors`` and
-``trainer.json``. Of several processes the first one writes, whole tensors, so that any number of them can go on.
+``trainer.json``: the step, from which the order of the pairs follows, settings, history, sums and the scaler. No random
+number is drawn in training, so there is no state of a generator to keep. A checkpoint is written under another name,
+brought to the disk and renamed; the one before it goes only after that, so a whole one is there at every moment.
+Of several processes the first one writes, whole tensors, so that any number of them can go on.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -20,12 +24,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dpo_core.data import EncodedPair
 from dpo_core.distributed import anywhere, collect, rank, spread
 from dpo_core.errors import InputError
+from dpo_core.files import FileLock, read_json, read_tensors, refuse_pickles, sync, why, written
 from dpo_core.lora import adapters, merged_copy, read_adapter, save_adapter
 from dpo_core.metrics import History
 from dpo_core.model import GPT
@@ -42,6 +47,7 @@ __all__ = [
     "save_checkpoint",
     "save_final",
     "save_trained",
+    "sole_use",
     "writable_folder",
     "write_json",
 ]
@@ -65,7 +71,34 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with written(file) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def sole_use(run: Path | None) -> Iterator[None]:
+    """Within it no other process can train in the folder.
+
+    Args:
+        run: the folder; without one nothing is locked. Of several processes that work together the first one asks.
+    Raises:
+        InputError: another process is training there.
+    """
+    if run is None or rank():
+        yield
+        return
+    try:
+        lock = FileLock(run / ".lock")
+    except InputError as error:
+        raise InputError(f"{run} is in use by {error}; wait until it is done, or choose another --output") from error
+    except OSError as error:
+        raise InputError(
+            f"{run}: cannot write there ({error.strerror}); make room, or choose another --output"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def learned(model: GPT) -> dict[str, Tensor]:
@@ -76,7 +109,11 @@ def learned(model: GPT) -> dict[str, Tensor]:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))
+    found = [
+        (re.fullmatch(r"step-(\d+)(\.old)?", folder.name), folder) for folder in (run / "checkpoints").glob("step-*")
+    ]
+    # One that was about to be replaced, as the process ended, comes before what replaced it.
+    return [folder for _, _, folder in sorted((int(name[1]), not name[2], folder) for name, folder in found if name)]
 
 
 def save_checkpoint(
@@ -87,7 +124,7 @@ def save_checkpoint(
     state: dict[str, Any],
     best: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Write a checkpoint under another name, rename it when it is complete, and remove all but the last two.
+    """Write a checkpoint under another name, rename it when it is on the disk, and remove all but the last two.
 
     Args:
         run: folder of the run.
@@ -98,6 +135,8 @@ def save_checkpoint(
         best: a second set of weights.
     Returns:
         ``run/checkpoints/step-000100``.
+    Raises:
+        InputError: it cannot be written; those before it are as they were.
     """
     folder = run / "checkpoints" / f"step-{step:06d}"
     weights, best = collect(learned(model)), best and collect(best)
@@ -110,20 +149,32 @@ def save_checkpoint(
     )
     if rank():
         return folder
-    partial = folder.with_name("partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if adapters(model):
-        save_adapter(model, partial, weights)
-    else:
-        merged_copy(model, weights).save_pretrained(partial)
-    save_file(moments, partial / "optimizer.safetensors")
-    if best:
-        save_file(best, partial / "best.safetensors")
-    write_json(partial / "trainer.json", state)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    for old in list_checkpoints(run)[:-KEPT]:
-        shutil.rmtree(old)
+    partial, old = folder.with_name("partial"), folder.with_name(f"{folder.name}.old")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        if adapters(model):
+            save_adapter(model, partial, weights)
+        else:
+            merged_copy(model, weights).save_pretrained(partial)
+        save_file(moments, partial / "optimizer.safetensors")
+        if best:
+            save_file(best, partial / "best.safetensors")
+        (partial / "trainer.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
+            sync(path)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+        sync(folder.parent)
+    except (OSError, SafetensorError, InputError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        whole = list_checkpoints(run)[-1:]
+        kept = f"; {whole[0]} is whole, and --resume goes on from it" if whole else ""
+        raise InputError(f"{folder}: cannot be written ({why(error)}); make room there{kept}") from error
+    for earlier in (*list_checkpoints(run)[:-KEPT], *folder.parent.glob("*.old")):
+        with suppress(OSError):  # what is half removed must not pass for a checkpoint
+            os.replace(earlier, partial)
+            shutil.rmtree(partial)
     return folder
 
 
@@ -131,8 +182,11 @@ def save_final(run: Path, model: GPT, history: History) -> None:
     """Write ``run/final``, an adapter merged, ``run/adapter``, if there is one, and ``run/history.jsonl``."""
     weights = collect(model.state_dict())
     if rank() == 0:
-        save_trained(model, run / "final", run / "adapter", weights)
-        history.to_jsonl(run / "history.jsonl")
+        with delayed_interrupt():  # it takes a moment, and half of it would be no use
+            save_trained(model, run / "final", run / "adapter", weights)
+            with written(run / "history.jsonl") as partial:
+                history.to_jsonl(partial)
+            sync(run)
     anywhere(False)  # all wait until it is there
 
 
@@ -145,34 +199,51 @@ def save_trained(model: GPT, folder: Path, adapter: Path, weights: dict[str, Ten
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The ``state`` that ``save_checkpoint`` was given.
+    """The ``state`` that the trainer gave ``save_checkpoint``.
 
     Raises:
         InputError: the file is damaged.
     """
     try:
-        return json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        state = read_json(folder / "trainer.json", largest=2**30)
+        kinds = {"step": int, "key": str, "config": dict, "history": list, "sums": dict, "scaler": dict}
+        for name, kind in kinds.items():
+            if not isinstance(state.get(name), kind):
+                raise InputError(f"trainer.json has no {name}")
+        sums = state["sums"]
+        if sums.keys() != {"sums", "count"} or not isinstance(sums["sums"], dict) or not isinstance(sums["count"], int):
+            raise InputError("trainer.json has other sums than ours")
+        if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in state["history"]):
+            raise InputError("trainer.json has a history that is none")
+    except InputError as error:
         raise _damaged(folder, error) from error
+    return state
 
 
 def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
     """Put weights and moments of a checkpoint into model and optimizer.
 
     Raises:
-        InputError: a file is damaged.
+        InputError: a file is damaged; nothing has changed then.
     """
-    try:
-        weights = read_adapter(model, folder) if adapters(model) else GPT.from_pretrained(folder).state_dict()
-        tensors = load_file(folder / "optimizer.safetensors")
-    except (OSError, InputError, SafetensorError) as error:
-        raise _damaged(folder, error) from error
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        number, name = key.split(".")
-        like = parameters[int(number)] if tensor.dim() else tensor  # the count of steps is a number
-        moments.setdefault(int(number), {})[name] = spread(tensor, like)
+    try:
+        refuse_pickles(folder)
+        weights = read_adapter(model, folder) if adapters(model) else GPT.from_pretrained(folder).state_dict()
+        tensors = read_tensors(folder / "optimizer.safetensors")
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            number, _, name = key.partition(".")
+            if not number.isdecimal() or int(number) >= len(parameters):
+                raise InputError(f"optimizer.safetensors has a moment of no parameter, {key}")
+            like = parameters[int(number)] if tensor.dim() else tensor  # the count of steps is a number
+            if tensor.shape != like.shape or not tensor.is_floating_point():
+                raise InputError(f"{key} in optimizer.safetensors has another shape or kind than its parameter")
+            moments.setdefault(int(number), {})[name] = spread(tensor, like)
+        if moments and (len(moments) < len(parameters) or len({frozenset(held) for held in moments.values()}) > 1):
+            raise InputError("optimizer.safetensors lacks moments of some parameters")
+    except (OSError, InputError) as error:
+        raise _damaged(folder, error) from error
     model.load_state_dict(_spread(weights, model), strict=False)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -189,10 +260,16 @@ def load_best(folder: Path, model: GPT) -> dict[str, Tensor] | None:
         InputError: the file is damaged.
     """
     file = folder / "best.safetensors"
+    if not file.exists():
+        return None
     try:
-        return _spread(load_file(file), model) if file.exists() else None
-    except (OSError, SafetensorError) as error:
+        best, own = read_tensors(file), learned(model)
+        layouts = [{name: (t.shape, t.dtype) for name, t in tensors.items()} for tensors in (best, own)]
+        if layouts[0] != layouts[1]:
+            raise InputError("best.safetensors is of another model")
+    except InputError as error:
         raise _damaged(folder, error) from error
+    return _spread(best, model)
 
 
 def _damaged(folder: Path, error: Exception) -> InputError:
@@ -218,14 +295,13 @@ def cached(file: Path | None, key: str, compute: Callable[[], dict[str, Tensor]]
     {'one': tensor([1.])}
     """
     if file and file.exists():
-        with suppress(SafetensorError), safe_open(file, "pt") as kept:
+        with suppress(SafetensorError, OSError), safe_open(file, "pt") as kept:
             if kept.metadata() == {"key": key}:
                 return {name: kept.get_tensor(name) for name in kept.keys()}
     tensors = compute()
     if file and rank() == 0:
-        partial = file.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"key": key})
-        os.replace(partial, file)
+        with written(file) as partial:
+            save_file(tensors, partial, metadata={"key": key})
     return tensors
 
 

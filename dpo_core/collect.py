@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 
 from dpo_core.data import PreferencePair, load_pairs
+from dpo_core.errors import InputError, printable
 from dpo_core.generate import Generation, generate
 from dpo_core.model import GPT
 from dpo_core.tokenizer import load_tokenizer
@@ -19,6 +20,8 @@ def _ask(question: str) -> str | None:
         text = input(question).strip()
     except EOFError:
         return None
+    except UnicodeDecodeError as error:
+        raise InputError(f"what was typed is not UTF-8 ({error.reason}); set the terminal to UTF-8") from error
     return None if text.lower() == "done" else text
 
 
@@ -40,7 +43,7 @@ def typed_pairs() -> Iterator[PreferencePair]:
 
 def ask_which(first: Generation, second: Generation) -> int | None:
     """Which answer the person at the keyboard prefers: 1 the first, -1 the second, 0 neither, None to end."""
-    print(f"\n{first.prompt}\n\n[1] {first.text}\n\n[2] {second.text}\n")
+    print(printable(f"\n{first.prompt}\n\n[1] {first.text}\n\n[2] {second.text}\n"))
     verdicts = {"1": 1, "2": -1, "s": 0}
     while (text := _ask("Which is better: 1, 2, s (skip) or done? ")) is not None:
         if text.lower() in verdicts:

@@ -21,6 +21,8 @@ from dpo_core.model import GPT
 
 __all__ = ["head_logps", "pair_logps", "reference_logps", "sequence_logps", "token_logps"]
 
+LOGITS = 26_000_000  # that the head holds at the same time, in float32: 100 MB, or 512 tokens of GPT-2's vocabulary
+
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target token, in float32 whatever the logits are.
@@ -60,7 +62,7 @@ def sequence_logps(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
 class _HeadLogps(torch.autograd.Function):
     """``token_logps(states @ weight.T, targets)``, a chunk of tokens at a time, forward and backward.
 
-    Kept for the backward pass is one normaliser per token; the logits are computed anew from it.
+    The backward pass starts with the last chunk, which is still there, and computes the others anew.
     """
 
     @staticmethod
@@ -69,43 +71,60 @@ class _HeadLogps(torch.autograd.Function):
         ctx.chunk, ctx.dtypes = chunk, (states.dtype, weight.dtype)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         states, weight = states.to(dtype), weight.to(dtype)
-        logps, normalisers = states.new_empty(2, len(states), dtype=torch.float32)
+        logps = states.new_empty(len(states), dtype=torch.float32)
+        ctx.last = None
         for part in _parts(len(states), chunk):
-            logits = F.linear(states[part], weight).float()  # (chunk, V)
-            normalisers[part] = logits.logsumexp(-1)
-            logps[part] = logits.gather(1, targets[part, None])[:, 0] - normalisers[part]
-        ctx.save_for_backward(states, weight, targets, normalisers)
+            ctx.last = None  # its room is free for the next one
+            ctx.last = _log_softmax_of_logits(states[part], weight)
+            logps[part] = ctx.last.gather(1, targets[part, None])[:, 0]
+        if not any(ctx.needs_input_grad):
+            ctx.last = None
+        ctx.save_for_backward(states, weight, targets)
         return logps
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        states, weight, targets, normalisers = ctx.saved_tensors
+        states, weight, targets = ctx.saved_tensors
         grad_states = torch.empty_like(states)
         learning = ctx.needs_input_grad[1]  # not with LoRA
         grad_weight = torch.zeros_like(weight, dtype=ctx.dtypes[1]) if learning else None
-        for part in _parts(len(states), ctx.chunk):
-            probs = F.linear(states[part], weight).float().sub_(normalisers[part, None]).exp_()  # (chunk, V)
-            slope = probs.mul_(-grad[part, None])  # d logp / d logits = 1 at the target, minus probs
+        last, ctx.last = ctx.last, None
+        for part in reversed([*_parts(len(states), ctx.chunk)]):
+            found, last = last, None
+            if found is None:
+                found = _log_softmax_of_logits(states[part], weight)
+            slope = found.exp_().mul_(-grad[part, None])  # d logp / d logits = 1 at the target, minus probs
             slope.scatter_add_(1, targets[part, None], grad[part, None])
-            slope = slope.to(weight.dtype)
-            grad_states[part] = slope @ weight
-            if grad_weight is not None:
+            slope = slope.to(weight.dtype)[:, : len(weight)]
+            torch.mm(slope, weight, out=grad_states[part])
+            if grad_weight is not None and grad_weight.dtype == slope.dtype:
+                grad_weight.addmm_(slope.T, states[part])
+            elif grad_weight is not None:
                 grad_weight += slope.T @ states[part]
         return grad_states.to(ctx.dtypes[0]), grad_weight, None, None
+
+
+def _log_softmax_of_logits(states: Tensor, weight: Tensor) -> Tensor:
+    """(N, V) float32 and a few columns of -inf, so that rows begin at round addresses, where products are faster."""
+    V = len(weight)
+    logits = states.new_empty(len(states), -(-V // 64) * 64)
+    logits[:, V:] = -torch.inf
+    torch.mm(states, weight.T, out=logits[:, :V])
+    return logits.log_softmax(-1, dtype=torch.float32)
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
 
 
-def head_logps(states: Tensor, weight: Tensor, targets: Tensor, chunk: int = 512) -> Tensor:
+def head_logps(states: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
     """Log-probability of each target under the output head, without ever holding the logits of more than a chunk.
 
     Args:
         states: (N, C) of ``GPT.hidden``.
         weight: (V, C) of the head.
         targets: (N,) token ids.
-        chunk: tokens whose logits exist at the same time.
+        chunk: tokens whose logits exist at the same time; what makes 100 MB if not given.
     Returns:
         (N,) float32 nats, the same as ``token_logps`` of all logits.
 
@@ -113,16 +132,16 @@ def head_logps(states: Tensor, weight: Tensor, targets: Tensor, chunk: int = 512
     >>> torch.allclose(head_logps(states, weight, targets, chunk=2), token_logps(states @ weight.T, targets))
     True
     """
-    return _HeadLogps.apply(states, weight, targets, chunk)
+    return _HeadLogps.apply(states, weight, targets, chunk or max(1, LOGITS // len(weight)))
 
 
-def pair_logps(model: GPT | nn.Module, batch: PreferenceBatch, chunk: int = 512) -> tuple[Tensor, Tensor]:
+def pair_logps(model: GPT | nn.Module, batch: PreferenceBatch, chunk: int | None = None) -> tuple[Tensor, Tensor]:
     """Log-probabilities of both answers of each pair, with the prompt computed once and logits only for answers.
 
     Args:
         model: any GPT, or what ``parallel`` made of one.
         batch: as of ``collate``, on the model's device.
-        chunk: answer tokens whose logits exist at the same time; they are computed anew in the backward pass.
+        chunk: of ``head_logps``.
     Returns:
         (B,) of the chosen and (B,) of the rejected answers, nats.
 

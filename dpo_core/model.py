@@ -12,7 +12,7 @@ Shapes: B rows, T positions, C channels, H heads, V vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from dpo_core.errors import InputError
+from dpo_core.errors import InputError, shown
+from dpo_core.files import FLOATS, read_json, read_tensors, refuse_pickles, tensor_layout, written
 
 __all__ = ["GPT", "GPTConfig", "KVCache", "PUBLISHED"]
 
@@ -118,21 +118,28 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None, kept: Tensor | None
     ) -> tuple[Tensor, Any]:
-        C = x.shape[-1]
+        C, dropout = x.shape[-1], self.dropout if self.training else 0.0
         qkv = self.c_attn(x)  # (B, T, 3C), or (N, 3C) if padding is left out
+        if kept is not None and mask is not None and x.device.type == "cpu":  # row by row, each as long as it is
+            lengths = torch.bincount(kept // mask.shape[-1], minlength=len(mask)).tolist()
+            rows = [
+                attend(*self._heads(row[None]), only[:, :, :T, :T], dropout).transpose(1, 2).reshape(T, C)
+                for row, only, T in zip(qkv.split(lengths), mask.split(1), lengths)
+            ]
+            return F.dropout(self.c_proj(torch.cat(rows)), self.dropout, self.training), None
         if kept is not None and mask is not None:  # only here do rows matter: put the tokens back into them
             B, T = mask.shape[0], mask.shape[-1]
             qkv = qkv.new_zeros(B * T, 3 * C).index_copy(0, kept, qkv).view(B, T, 3 * C)
-        B, T, _ = qkv.shape
-        q, k, v = (
-            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, C/H)
-            for part in qkv.split(C, dim=2)
-        )
+        q, k, v = self._heads(qkv)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        y = attend(q, k, v, mask, self.dropout if self.training else 0.0).transpose(1, 2).reshape(B, T, C)
+        y = attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)  # (B, T, C)
         y = y if kept is None else y.flatten(0, 1)[kept]
         return F.dropout(self.c_proj(y), self.dropout, self.training), (k, v)
+
+    def _heads(self, qkv: Tensor) -> list[Tensor]:
+        """(B, T, 3C) to queries, keys and values of (B, H, T, C/H)."""
+        return [part.unflatten(2, (self.n_head, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=2)]
 
 
 class MLP(nn.Module):
@@ -267,22 +274,25 @@ class GPT(nn.Module):
         Returns:
             The model in float32, on the CPU, in evaluation mode.
         Raises:
-            InputError: unknown name, no network, a missing or damaged file, a wrong key or shape.
+            InputError: unknown name, no network, a pickle, a missing or damaged file, a wrong key or shape.
 
         >>> GPT.from_pretrained("pocket").config.tokenizer
         'pocket'
         """
         config_file, weights_file = _checkpoint_files(str(name_or_path))
-        config = _read_config(config_file)
-        try:
-            tensors = load_file(weights_file)
-        except (SafetensorError, OSError) as error:
+        config, layout = _read_config(config_file), tensor_layout(weights_file)
+        # Before anything is built from it: a configuration may ask for any size.
+        C, size = config.n_embd, weights_file.stat().st_size
+        asked = (config.vocab_size + config.n_positions) * C + config.n_layer * (12 * C + 13) * C + 2 * C
+        if asked > size:
             raise InputError(
-                f"{weights_file}: not a whole safetensors file ({error}); copy or download it again"
-            ) from error
+                f"{config_file}: asks for {asked:,} weights, more than the {size:,} bytes of {weights_file} hold;"
+                " copy both files from the same place"
+            )
         with torch.device("meta"):
             model = cls(config)
-        model.load_state_dict(_from_hf(tensors, model.state_dict(), weights_file), assign=True)
+        _check_layout(layout, model.state_dict(), weights_file)
+        model.load_state_dict(_from_hf(read_tensors(weights_file), weights_file), assign=True)
         model.source = str(name_or_path)
         return model.requires_grad_().eval()
 
@@ -292,7 +302,7 @@ class GPT(nn.Module):
         Args:
             folder: made if it is missing.
         Raises:
-            InputError: the model has an adapter (``dpo_core.lora``).
+            InputError: the model has an adapter (``dpo_core.lora``), or the folder cannot be written.
 
         >>> import tempfile
         >>> model = GPT(GPTConfig(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))
@@ -304,7 +314,6 @@ class GPT(nn.Module):
         folder, state = Path(folder), self.state_dict()
         if any(".lora_" in key for key in state):
             raise InputError("an adapter is no part of a GPT-2 checkpoint; write merged_copy(model), or save_adapter")
-        folder.mkdir(parents=True, exist_ok=True)
         config = self.config
         eos = config.vocab_size - 1
         described = {
@@ -318,8 +327,10 @@ class GPT(nn.Module):
             **{f"{part}_pdrop": config.dropout for part in ("attn", "embd", "resid")},
             **{key: value for key, value in asdict(config).items() if key != "dropout"},
         }
-        (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        save_file(_to_hf(state), folder / "model.safetensors", metadata={"format": "pt"})
+        with written(folder / "config.json") as partial:
+            partial.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        with written(folder / "model.safetensors") as partial:
+            save_file(_to_hf(state), partial, metadata={"format": "pt"})
 
 
 def _checkpoint_files(name: str) -> tuple[Path, Path]:
@@ -332,9 +343,10 @@ def _checkpoint_files(name: str) -> tuple[Path, Path]:
         if not folder.is_dir():
             known = ", ".join(["pocket", *PUBLISHED])
             raise InputError(f"no model {name!r}: it is neither a folder nor one of {known}")
+        refuse_pickles(folder)
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
-            held = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+            held = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
             raise InputError(f"{folder}: no {file} (the folder holds {held}); only safetensors checkpoints are read")
     return folder / "config.json", folder / "model.safetensors"
 
@@ -352,15 +364,12 @@ def _download(repo: str, file: str) -> Path:
 
 
 def _read_config(file: Path) -> GPTConfig:
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file}: not readable as JSON ({error})") from error
-    if not isinstance(raw, dict) or raw.get("model_type") != "gpt2":
+    raw = read_json(file)
+    if raw.get("model_type") != "gpt2":
         raise InputError(f"{file}: model_type must be 'gpt2'; other architectures are not supported")
     for key, value in COMPUTED.items():
         if raw.get(key, value) != value:
-            raise InputError(f"{file}: {key} is {raw[key]!r}, but only {value!r} is supported")
+            raise InputError(f"{file}: {key} is {shown(raw[key])}, but only {shown(value)} is supported")
     # Training state is not a checkpoint's business: dropout starts at 0 whatever the file says.
     known = {f.name for f in fields(GPTConfig)} - {"dropout"}
     try:
@@ -369,27 +378,38 @@ def _read_config(file: Path) -> GPTConfig:
         raise InputError(f"{file}: {error}") from error
 
 
-def _from_hf(tensors: dict[str, Tensor], expected: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Published tensors under our names and orientation; every key and shape is checked."""
-    found: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        name = key.removeprefix("transformer.")
-        if name.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, stored as a buffer by old files
-            continue
-        if name == "lm_head.weight":  # tied to wte.weight, compared below
-            continue
-        found[name] = tensor.t() if name.endswith(TRANSPOSED) else tensor
+def _our_name(key: str) -> str | None:
+    """A published tensor's name with us, if we keep it."""
+    name = key.removeprefix("transformer.")
+    # The causal mask, stored as a buffer by old files, and the head, which is tied to wte.weight.
+    return None if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight" else name
+
+
+def _check_layout(layout: Mapping[str, tuple[str, tuple[int, ...]]], expected: dict[str, Tensor], file: Path) -> None:
+    """Every key, kind of number and shape in the file, before its tensors are loaded."""
+    kept = {name: found for key, found in layout.items() if (name := _our_name(key)) is not None}
+    found = {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, (_, shape) in kept.items()}
+    odd = [f"{name} {kind}" for name, (kind, _) in kept.items() if kind not in FLOATS]
+    _require(not odd, file, f"tensors hold other numbers than {', '.join(FLOATS)}", odd)
     _require(not expected.keys() - found.keys(), file, "tensors are missing", expected.keys() - found.keys())
     _require(not found.keys() - expected.keys(), file, "tensors are unknown", found.keys() - expected.keys())
     wrong = [
-        f"{key} {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
+        f"{key} {found[key]} instead of {tuple(tensor.shape)}"
         for key, tensor in expected.items()
-        if found[key].shape != tensor.shape
+        if found[key] != tensor.shape
     ]
     _require(not wrong, file, "shapes do not fit config.json", wrong)
+
+
+def _from_hf(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """Published tensors under our names and orientation."""
+    found = {name: tensor for key, tensor in tensors.items() if (name := _our_name(key)) is not None}
     if not torch.equal(tensors.get("lm_head.weight", found["wte.weight"]), found["wte.weight"]):
         raise InputError(f"{file}: lm_head.weight differs from wte.weight, but only tied heads are supported")
-    return {key: tensor.float().contiguous() for key, tensor in found.items()}
+    return {
+        name: (tensor.t() if name.endswith(TRANSPOSED) else tensor).float().contiguous()
+        for name, tensor in found.items()
+    }
 
 
 def _to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -403,4 +423,4 @@ def _require(fine: bool, file: Path, what: str, names: Iterable[str]) -> None:
     if not fine:
         listed = sorted(names)
         more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
-        raise InputError(f"{file}: {what}: {', '.join(listed[:5])}{more}")
+        raise InputError(f"{file}: {what}: {', '.join(shown(name, 120)[1:-1] for name in listed[:5])}{more}")

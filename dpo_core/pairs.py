@@ -6,12 +6,14 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
-from dpo_core.errors import InputError
+from dpo_core.errors import InputError, shown
+from dpo_core.files import sync, why, written
 
 __all__ = ["PreferencePair", "load_pairs", "read_jsonl", "read_pair", "save_pairs", "shared_length", "write_jsonl"]
 
@@ -19,6 +21,9 @@ COLUMNS = ("prompt", "chosen", "rejected")
 ANSWER = "\n\nAssistant:"  # where an answer begins in HH-RLHF's text
 SPEAKERS = {"system": "System", "user": "Human", "human": "Human", "assistant": "Assistant"}
 SHOWN = 20  # bad lines listed in one error
+LONGEST = 16 * 2**20  # bytes in a line; the longest answers that can be trained on have some thousand
+BOMB = 200  # a packed file that unpacks to so many times its size, and to more than 20 MB, is no text
+BOM = b"\xef\xbb\xbf"
 
 T = TypeVar("T")
 Texts = tuple[str, str, str]  # prompt, chosen, rejected
@@ -65,36 +70,67 @@ def load_pairs(path: str | Path) -> list[PreferencePair]:
 def read_jsonl(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> list[tuple[T, str]]:
     """What ``parse`` makes of each object of a JSONL file, with its ``file:line``.
 
+    A file with bad lines is refused whole, and all of them are named together, up to twenty.
+
     Args:
         path: UTF-8, one JSON object a line, packed if it ends in ``.gz``; blank lines are skipped.
         parse: raises ``InputError`` for an object that will not do.
     Raises:
         InputError: as ``load_pairs``.
     """
-    try:
-        content = Path(path).read_bytes()
-        text = (gzip.decompress(content) if Path(path).suffix == ".gz" else content).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read ({reason}); check the path") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    parsed, bad = [], []
-    for number, line_text in enumerate(text.split("\n"), start=1):
-        if not line_text.strip():
-            continue
+    parsed: list[tuple[T, str]] = []
+    bad: list[str] = []
+    count = 0
+    for number, line in _lines(Path(path)):
         source = f"{path}:{number}"
         try:
-            parsed.append((parse(_read_object(line_text)), source))
+            parsed.append((parse(_read_object(line) if isinstance(line, bytes) else _refuse(line)), source))
         except InputError as error:
-            bad.append(f"{source}: {error}")
-    if bad:
-        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-        raise InputError("\n".join([f"{len(bad)} bad lines in {path}:", *bad[:SHOWN], *more]))
+            count += 1
+            bad += [f"{source}: {error}"] if count <= SHOWN else []
+        except RecursionError:
+            count += 1
+            bad += (
+                [f"{source}: brackets nested too deeply; write text, or a list of messages"] if count <= SHOWN else []
+            )
+    if count:
+        more = [f"... and {count - SHOWN} more"] if count > SHOWN else []
+        raise InputError("\n".join([f"{count} bad lines in {path}:", *bad, *more]))
     if not parsed:
         raise InputError(f"{path}: no pairs in it; write one JSON object a line, with {', '.join(COLUMNS)}")
     return parsed
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise InputError(reason)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes | str]]:
+    """Lines that are not blank with their numbers; instead of one at which reading had to end, the reason as text."""
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
+            file = cast(BinaryIO, opened)
+            most = max(20 * 2**20, BOMB * os.stat(path).st_size) if path.suffix == ".gz" else None
+            while line := file.readline(LONGEST + 1):
+                number += 1
+                line = line.removeprefix(BOM)  # of any line, as files may have been put one behind the other
+                if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    yield number, "not UTF-8 but UTF-16; save the file as UTF-8"
+                    return
+                if len(line) > LONGEST:
+                    yield number, f"has more than {LONGEST:,} bytes; write one object a line, and shorten long texts"
+                    return
+                if most and file.tell() > most:
+                    yield number, f"unpacks to more than {BOMB} times the file's size; give the text unpacked"
+                    return
+                if line.strip():
+                    yield number, line
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        if number:  # of a packed file the end is missing or damaged
+            yield number + 1, f"cannot be read from here on ({why(error)}); copy or pack the file again"
+            return
+        raise InputError(f"{path}: cannot be read ({why(error)}); check the path") from error
 
 
 def save_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
@@ -124,27 +160,41 @@ def write_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as partial:
         # Half a character, as in cut-off text, has no UTF-8; its backslash form is what JSON writes for it.
         with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             for record in records:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    sync(Path(path).resolve().parent)  # the new name, too, as this may be a person's work
 
 
-def _read_object(line: str) -> dict[str, Any]:
+def _read_object(line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        text = line.decode("utf-8").rstrip("\r\n")
+        record = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 ({error.reason} at byte {error.start + 1}); save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON ({error.msg} at column {error.colno}); write one object a line") from error
+    except InputError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise InputError(f"not JSON that can be read ({error}); shorten the number") from error
     if not isinstance(record, dict):
-        raise InputError(f"not an object but {_short(record)}; write {{...}} with {', '.join(COLUMNS)}")
+        raise InputError(f"not an object but {shown(record)}; write {{...}} with {', '.join(COLUMNS)}")
     return record
+
+
+def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(items)
+    if len(record) < len(items):
+        twice = next(name for name, count in Counter(name for name, _ in items).items() if count > 1)
+        raise InputError(f"{shown(twice)} is there twice, and only one can count; leave the other out")
+    return record
+
+
+def _no_number(name: str) -> NoReturn:
+    raise InputError(f"{name} is not JSON; write null, or leave the field out")
 
 
 def read_pair(record: dict[str, Any]) -> Texts:
@@ -158,11 +208,11 @@ def read_pair(record: dict[str, Any]) -> Texts:
     """
     for name in ("chosen", "rejected"):
         if name not in record:
-            held = ", ".join(map(str, record)) or "nothing"
-            raise InputError(f'no "{name}" (the line has {held}); a pair needs {", ".join(COLUMNS)}')
+            held = ", ".join([*(shown(key).strip('"') for key in list(record)[:8]), *["..."][: len(record) > 8]])
+            raise InputError(f'no "{name}" (the line has {held or "nothing"}); a pair needs {", ".join(COLUMNS)}')
     for name in COLUMNS:
         if not isinstance(record.get(name, ""), (str, list)):
-            raise InputError(f'"{name}" is {_short(record[name])}; it must be text or a list of messages')
+            raise InputError(f'"{name}" is {shown(record[name])}; it must be text or a list of messages')
     texts = next(texts for reader in READERS if (texts := reader(record)) is not None)
     for name, text in zip(COLUMNS, texts):
         if not text.strip():
@@ -205,9 +255,9 @@ def _render(name: str, value: str | list[Any], speaker: str) -> str:
     text = ""
     for message in [{"role": speaker, "content": value}] if isinstance(value, str) else value:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise InputError(f'"{name}" holds {_short(message)}; a message is {{"role": ..., "content": text}}')
+            raise InputError(f'"{name}" holds {shown(message)}; a message is {{"role": ..., "content": text}}')
         if message.get("role") not in list(SPEAKERS):  # a list, as the role may be anything
-            raise InputError(f'"{name}" has the role {_short(message.get("role"))}; known are {", ".join(SPEAKERS)}')
+            raise InputError(f'"{name}" has the role {shown(message.get("role"))}; known are {", ".join(SPEAKERS)}')
         text += f"\n\n{SPEAKERS[message['role']]}: {message['content'].strip()}"
     return text
 
@@ -217,11 +267,6 @@ def _cut_dialogue(chosen: str, rejected: str) -> Texts:
     if cut <= len(ANSWER):
         raise InputError("chosen and rejected do not answer the same dialogue; both must begin with its turns")
     return chosen[:cut], chosen[cut:].strip(), rejected[cut:].strip()
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import tiktoken
 
 from dpo_core.errors import InputError
+from dpo_core.files import why
 
 __all__ = ["END_OF_TEXT", "boundary", "load_tokenizer", "open_prompt", "read_encoding"]
 
@@ -24,9 +25,18 @@ WORD_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|
 
 
 def read_encoding(name: str, file: Path) -> tiktoken.Encoding:
-    """An encoding from a file in tiktoken's format (one token in base64 and its rank a line), cut as GPT-2 cuts."""
-    lines = file.read_text(encoding="ascii").splitlines()
-    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+    """An encoding from a file in tiktoken's format (one token in base64 and its rank a line), cut as GPT-2 cuts.
+
+    Raises:
+        InputError: the file cannot be read, or is of another format.
+    """
+    try:
+        lines = file.read_text(encoding="ascii").splitlines()
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in map(str.split, lines)}
+        if not lines or sorted(ranks.values()) != list(range(len(lines))):
+            raise InputError("ranks must count from 0, each once")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not a tokenizer's file ({why(error)}); copy it again") from error
     return tiktoken.Encoding(
         name, pat_str=WORD_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
     )

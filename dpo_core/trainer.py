@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import wraps
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +33,7 @@ from dpo_core.checkpoint import (
     read_state,
     save_checkpoint,
     save_final,
+    sole_use,
     writable_folder,
     write_json,
 )
@@ -58,7 +60,7 @@ from dpo_core.distributed import (
     whole,
     world_size,
 )
-from dpo_core.errors import InputError
+from dpo_core.errors import InputError, shown
 from dpo_core.logprobs import pair_logps, reference_logps
 from dpo_core.lora import adapter_off, adapters
 from dpo_core.losses import dpo_loss
@@ -135,6 +137,17 @@ class DPOConfig:
         return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
 
 
+def _alone(train: Callable[..., History]) -> Callable[..., History]:
+    """Lets one process at a time train in a run's folder."""
+
+    @wraps(train)
+    def alone(self: DPOTrainer, *args: Any, **kwargs: Any) -> History:
+        with sole_use(self.output):
+            return train(self, *args, **kwargs)
+
+    return alone
+
+
 class DPOTrainer:
     """Trains a model in place by DPO against its own state at the start.
 
@@ -147,7 +160,8 @@ class DPOTrainer:
         output: folder of the run; a finished run there is replaced, and without a folder nothing is written.
         val_pairs: pairs to evaluate on.
     Raises:
-        InputError: model, data, settings or folder do not fit; nothing has been computed then.
+        InputError: model, data, settings or folder do not fit, or another process trains there; nothing has been
+            computed then.
 
     >>> from dpo_core.tokenizer import load_tokenizer
     >>> pairs = [PreferencePair("Why?", "Because it is.", "No."), PreferencePair("Who?", "A friend.", "No.")]
@@ -200,8 +214,10 @@ class DPOTrainer:
         self.best: dict[str, Tensor] | None = None  # weights of kept_row(), if there is patience
         self.sums = MetricSums()  # since the last row
         file, key = self.output and self.output / "reference.safetensors", f"{self.key} {world_size()}"
-        self.reference = cached(file, key, self._reference_logps)
+        with sole_use(self.output):
+            self.reference = cached(file, key, self._reference_logps)
 
+    @_alone
     def train(
         self, progress: bool = True, resume: bool = False, on_log: Callable[[History], None] | None = None
     ) -> History:
@@ -216,7 +232,8 @@ class DPOTrainer:
         Returns:
             All rows; that of step 0 is before any update, the others average the pairs since the row before.
         Raises:
-            InputError: a loss or gradient is not finite, there is nothing to resume, or checkpoints stand in the way.
+            InputError: a loss or gradient is not finite, there is nothing to resume, checkpoints stand in the way,
+                another process trains there, or a checkpoint cannot be written (then ``train`` can be called again).
             KeyboardInterrupt: after Ctrl-C, once the step is done and a checkpoint is written.
         """
         config, progress = self.config, progress and rank() == 0
@@ -369,10 +386,13 @@ class DPOTrainer:
         finite = losses.isfinite().tolist()
         bad = [i for i, fine in zip(indices, finite) if not fine] or indices
         self.optimizer.zero_grad()
-        sources = ", ".join(self.training[i].pair.source for i in bad)
+        first, places = self.training[bad[0]].pair, [self.training[i].pair.source for i in bad]
+        more = [f"... and {len(places) - 20} more"] if len(places) > 20 else []
+        texts = {name: shown(getattr(first, name), 60) for name in ("prompt", "chosen", "rejected")}
         raise InputError(
-            f"loss or gradient of step {self.step + 1} is not finite, at {sources}; the step was not taken;"
-            f" {self._save()}; lower the learning rate, or look at these pairs"
+            f"loss or gradient of step {self.step + 1} is not finite, at {', '.join(places[:20] + more)}; the step was"
+            f" not taken; {self._save()}; lower the learning rate, or look at these pairs; the first one is"
+            f" {', '.join(f'{name} {text}' for name, text in texts.items())}"
         )
 
     # Files

@@ -9,6 +9,10 @@ import pytest
 from docutils import nodes
 from docutils.core import publish_doctree
 
+from dpo_core.course.widgets.run_explorer import RunExplorer
+from dpo_core.errors import InputError
+from dpo_core.pocket.world import questions
+
 
 def document(text):
     return publish_doctree(text, settings_overrides={"doctitle_xform": False, "report_level": 5})
@@ -88,3 +92,37 @@ def test_a_quick_start_without_its_table_is_refused(tmp_path):
     (tmp_path / "bare.ipynb").write_text('{"cells": []}')
     with pytest.raises(measured.ExtensionError, match=r"bare\.ipynb holds no table"):
         measured.stored_answers(tmp_path / "bare.ipynb")
+
+
+def test_names_and_roles_are_mended():
+    body = (
+        '<summary aria-label="Toggle hidden content">\n<p>Solution</p></summary>'
+        '<table><tr><th class="head"><p></p></th><th class="head"><p>what</p></th></tr></table>'
+        '<div role="list"><div class="citation" id="a" role="doc-biblioentry">'
+        '<a role="doc-backlink" href="#b">1</a></div></div>'
+    )
+    assert dressing.mended(body) == (
+        "<summary>\n<p>Solution</p></summary>"
+        '<table><tr><td></td><th class="head"><p>what</p></th></tr></table>'
+        '<div role="list"><div class="citation" id="a" role="listitem"><a href="#b">1</a></div></div>'
+    )
+
+
+def test_the_run_on_the_landing_page_is_the_one_that_the_text_describes():
+    run = RunExplorer.stored()
+    assert (run.record["steps"], run.record["rows"][-1]["step"]) == (50, 50)
+    assert "fifty steps" in (measured.ROOT / "book" / "intro.md").read_text(encoding="utf-8")
+    first, last = run.values(), RunExplorer(run.record, 50).values()
+    assert first["loss"] == pytest.approx(0.6931, abs=1e-4) and first["margin"] == first["kl"] == 0
+    assert last["margin"] > 0 and last["kl"] > 0
+    questions_held_out = {question.text for question in questions(held_out=True)}
+    assert set(run.record["prompts"]) <= questions_held_out
+
+
+def test_a_record_that_lacks_its_beginning_is_refused():
+    rows, answers = [{"step": 10, "loss": 0.6}], [{"text": "Because.", "reward": 0.1}]
+    with pytest.raises(InputError, match="step 0"):
+        RunExplorer({"rows": rows, "stations": [{"step": 0, "answers": answers}], "prompts": ["Why?"]})
+    with pytest.raises(InputError, match="one answer a prompt"):
+        start = [{"step": 0, "loss": 0.7}]
+        RunExplorer({"rows": start, "stations": [{"step": 0, "answers": []}], "prompts": ["Why?"]})

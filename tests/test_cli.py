@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from tiny import byte_encoding
 from safetensors import SafetensorError
+from tiny import byte_encoding
 
 from dpo_core.cli import build_parser, main
 from dpo_core.data import PreferencePair, load_pairs, save_pairs

@@ -271,7 +271,7 @@ FAULTS = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"no model\.safetensors \(.*holds config\.json\)"),
     "only pickle": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-        r"holds config\.json, pytorch_model\.bin\); only safetensors",
+        r"holds pytorch_model\.bin; such a file can be a pickle, which runs code .* save the model as safetensors",
     ),
     "cut off": (truncate, "model.safetensors: not a whole safetensors file .* download it again"),
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a whole safetensors file"),
@@ -280,11 +280,11 @@ FAULTS = {
         "config.json: not readable as JSON",
     ),
     "config not UTF-8": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe{}"), "config.json: not readable as JSON"),
-    "config a list": (lambda f: (f / "config.json").write_text("[]"), "model_type must be 'gpt2'"),
+    "config a list": (lambda f: (f / "config.json").write_text("[]"), r"config.json: holds \[\] where {...} must be"),
     "other architecture": (lambda f: change_config(f, model_type="llama"), "config.json: model_type must be 'gpt2'"),
     "other activation": (
         lambda f: change_config(f, activation_function="relu"),
-        "config.json: activation_function is 'relu', but only 'gelu_new'",
+        'config.json: activation_function is "relu", but only "gelu_new"',
     ),
     "other epsilon": (lambda f: change_config(f, layer_norm_epsilon=1e-6), "layer_norm_epsilon is 1e-06"),
     "heads do not divide": (

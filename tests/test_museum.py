@@ -1,8 +1,9 @@
-"""The museum's record: of the shipped model, and each run called what it is, by the rules as they are now."""
+"""The museum's record: of the shipped model, and each run called what it is, by the rules as they are now; its page."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -46,6 +47,15 @@ def test_before_the_first_step_only_what_is_there_is_found():
         assert known == ({run["name"]} & machine_and_data), run["name"]
 
 
+def test_the_broken_run_has_the_better_held_out_loss():
+    """What chapter 07 says of the two displacements, in every seed."""
+    for seed in (0, 1, 2):
+        early, late = (museum.case(f"{kind} displacement", seed).history.rows[-1] for kind in ("harmless", "harmful"))
+        assert late["eval_loss"] < early["eval_loss"]
+        assert late["eval_rewards/accuracies"] > 0.5
+        assert late["samples/odd"] > 1 > early["samples/odd"]
+
+
 def test_pairs_are_held_out_by_prompt_and_repeatable():
     training, held_out = museum.pairs(seed=5)
     assert (len(training), len(held_out)) == (museum.TRAINING, museum.HELD_OUT)
@@ -59,3 +69,40 @@ def test_compare_draws_each_run_in_each_panel():
     figure = museum.compare({"healthy": run, "sick": run}, ["loss", "kl/policy_ref"], "Two runs")
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["Training loss", "Distance from the reference"]
     assert [len(ax.get_lines()) for ax in figure.axes] == [3, 2]  # the loss has a level to compare with
+
+
+def test_a_case_is_made_where_there_is_no_record(monkeypatch, tmp_path, tiny_model, encoding, pairs):
+    class Trainer:
+        pass
+
+    trainer, run = Trainer(), History([{"step": 0, "loss": 0.69}])
+    trainer.model, trainer.encoding = tiny_model, encoding
+    monkeypatch.setattr(museum, "RECORD", tmp_path / "none.json")
+    monkeypatch.setattr(museum, "visit", lambda name, seed: museum.Visit(name, [], run, trainer))
+    museum._record.cache_clear()
+    try:
+        assert museum.recorded() == {}
+        found = museum.case("healthy", seed=1)
+    finally:
+        museum._record.cache_clear()
+    assert found.history is run
+    assert [answer["prompt"] for answer in found.answers] == museum.PROMPTS[:4]
+
+
+def test_the_confusion_matrix_counts_verdicts():
+    sick = History([{"step": 0, "loss": 0.69}, {"step": 50, "loss": 9.3}])
+    well = History([{"step": 0, "loss": 0.69}, {"step": 50, "loss": 0.6}])
+    figure = museum.confusion({"healthy": {0: well, 1: sick}, "learning rate too high": {0: sick, 1: sick}})
+    (ax,) = figure.axes
+    assert {(text.get_position(), text.get_text()) for text in ax.texts} == {
+        ((0, 0), "1"), ((1, 0), "1"), ((1, 1), "2"),
+    }  # fmt: skip
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["healthy", "learning rate too high"]
+
+
+def test_the_page_says_of_each_trouble_what_to_do_who_finds_it_and_where_it_is_shown():
+    page = (museum.RECORD.parents[2] / "book" / "troubleshooting.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^(.+)\n: ((?:.+\n)+)", page, re.MULTILINE)
+    assert len(entries) >= 38
+    for symptom, text in entries:
+        assert [word for word in re.findall(r"\*(.+?:)\*", text)] == ["Do:", "Found by:", "Shown in:"], symptom

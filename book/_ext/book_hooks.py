@@ -33,15 +33,17 @@ def point_buttons(app: Any, config: Any) -> None:
 
 
 def drop_scripts(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Leave out what would call for a server (thebe), and all but the first of equal inline scripts.
+    """Leave out what would call for a server (thebe, states of widgets), and all but the first of equal inline scripts.
 
     Two ``const`` of one name stop a page's scripts. The style sheet of sphinx-design is for pages with its grids.
     """
     seen: set[str] = set()
     kept = []
     for script in context.get("script_files", []):
-        body = getattr(script, "attributes", {}).get("body") or ""
+        attributes = getattr(script, "attributes", {})
+        body = attributes.get("body") or ""
         unwanted = "thebe" in body.lower() or "thebe" in str(script) or "design-tabs" in str(script)
+        unwanted = unwanted or "widget-state" in (attributes.get("type") or "")
         if not unwanted and (not body or body not in seen):
             kept.append(script)
         seen.add(body)

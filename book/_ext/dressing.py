@@ -21,6 +21,15 @@ LINKED = ("notebooks/", "book/intro", "book/using", "book/guide_corrected", "boo
 SECTIONS = {"Exercises": "exercises", "Quiz": "quiz", "Recap": "recap"}
 NUMBERED = re.compile(r"\d+\.")
 ANCHOR = re.compile(r'href="[^"]*#((?:term|equation)-[^"]+)"')
+MENDED = (  # what Sphinx's writers leave that a screen reader stumbles over
+    (re.compile(r'<summary aria-label="Toggle hidden content">'), "<summary>"),  # another name than the one shown
+    (re.compile(r'<th class="[^"]*"><p></p></th>'), "<td></td>"),  # the corner of a table heads nothing
+    (
+        re.compile(r' role="doc-biblioentry"'),
+        ' role="listitem"',
+    ),  # the old role left the standard, and lists want items
+    (re.compile(r' role="doc-backlink"'), ""),
+)
 IMAGE = re.compile(r'<img (?![^>]*width=)([^>]*?src="([^"]+\.png)")')
 
 
@@ -183,13 +192,20 @@ def unlinked(app: Sphinx, page: str) -> nodes.document:
 
 
 def finish_page(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Append the previews and give images their size, so that nothing jumps while the page loads."""
+    """Mend what is not accessible, append the previews and give images their size, so that nothing jumps on loading."""
     if doctree is None:
         return
-    body = context["body"]
+    body = mended(context["body"])
     if page != GLOSSARY:
         body += previews(app, page, body)
     context["body"] = IMAGE.sub(lambda found: sized(app, found), body)
+
+
+def mended(body: str) -> str:
+    """The page with names and roles that fit what is shown."""
+    for wrong, right in MENDED:
+        body = wrong.sub(right, body)
+    return body
 
 
 def sized(app: Sphinx, found: re.Match[str]) -> str:

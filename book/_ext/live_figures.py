@@ -9,17 +9,22 @@ from sphinx.util.docutils import SphinxDirective
 
 
 class Explorer(SphinxDirective):
-    """``{explorer} loss`` or ``{explorer} beta``, as a chapter's cell would show it."""
+    """``{explorer} loss``, ``beta`` or ``run``, as a chapter's cell would show it."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        from dpo_core.course.widgets import embed, explorers
+        from dpo_core.course.widgets import embed, explorers, run_explorer
 
-        kinds = {"loss": explorers.LossExplorer, "beta": explorers.BetaExplorer}
+        kinds = {
+            "loss": explorers.LossExplorer,
+            "beta": explorers.BetaExplorer,
+            "run": run_explorer.RunExplorer.stored,
+        }
         if self.arguments[0] not in kinds:
             raise self.error(f"no explorer {self.arguments[0]!r}; there are {', '.join(kinds)}")
-        for file in (explorers.__file__, *embed.sources(f"{self.arguments[0]}_explorer")):
+        modules = (explorers.__file__, run_explorer.__file__, str(run_explorer.RECORD))
+        for file in (*modules, *embed.sources(f"{self.arguments[0]}_explorer")):
             self.env.note_dependency(str(file))
         return [nodes.raw("", kinds[self.arguments[0]]()._repr_html_(), format="html")]
 

@@ -151,6 +151,15 @@
     return loading;
   }
 
+  // Formulas that are wider than the screen scroll in their frame, also by keys
+
+  function reachWideFormulas() {
+    for (const frame of document.querySelectorAll("article div.math, article mjx-container[display='true']")) {
+      const scrolls = frame.scrollWidth > frame.clientWidth + 1 && getComputedStyle(frame).overflowX !== "visible";
+      if (scrolls) frame.tabIndex = 0; else frame.removeAttribute("tabindex");
+    }
+  }
+
   addEventListener("beforeprint", () => document.querySelectorAll("article details").forEach((box) => { box.open = true; }));
   document.addEventListener("DOMContentLoaded", () => {
     numberChapters();
@@ -159,5 +168,7 @@
     takeNotes();
     showPreviews();
     tick();
+    window.MathJax?.startup?.promise?.then(reachWideFormulas);
+    addEventListener("resize", reachWideFormulas);
   });
 })();

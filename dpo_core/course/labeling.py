@@ -10,17 +10,16 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dpo_core.collect import answer_twice
-from dpo_core.errors import InputError
+from dpo_core.errors import InputError, shown
 from dpo_core.evaluate import wilson_interval
+from dpo_core.files import FileLock, now, sync
 from dpo_core.model import GPT
 from dpo_core.pairs import load_pairs, write_jsonl
 
@@ -246,7 +245,7 @@ class LabelSession:
         slot = self._next()
         if slot is None:
             raise InputError("every pair is judged; add comparisons, or begin the second pass")
-        self._write([{"event": "verdict", **asdict(Verdict(*slot, self._left(*slot), verdict, _now()))}])
+        self._write([{"event": "verdict", **asdict(Verdict(*slot, self._left(*slot), verdict, now()))}])
 
     def undo(self) -> None:
         """Take back the last verdict that stands; its pair is asked again.
@@ -256,7 +255,7 @@ class LabelSession:
         """
         if not self.verdicts:
             raise InputError("there is no verdict to take back")
-        self._write([{"event": "undo", "at": _now()}])
+        self._write([{"event": "undo", "at": now()}])
 
     def begin_second_pass(self, count: int = 50) -> None:
         """Ask pairs a second time, in another order and with sides exchanged, to see how far you agree with yourself.
@@ -272,7 +271,7 @@ class LabelSession:
         if not judged:
             raise InputError("nothing is judged yet, so there is nothing to judge again")
         chosen = random.Random(f"{self.settings['seed']} again").sample(judged, min(count, len(judged)))
-        self._write([{"event": "second pass", "pairs": chosen, "at": _now()}])
+        self._write([{"event": "second pass", "pairs": chosen, "at": now()}])
 
     # What came of it
 
@@ -361,38 +360,47 @@ class LabelSession:
         handlers[values.pop("event")](**values)
 
     def _on_session(self, labeller: str, rubric: str, seed: int, at: str) -> None:
+        _require(all(isinstance(text, str) for text in (labeller, rubric)), "labeller and rubric must be text")
         self.settings = {"labeller": labeller, "rubric": rubric, "seed": seed}
 
     def _on_pair(self, **texts: str) -> None:
+        _require(all(isinstance(text, str) for text in texts.values()), "a pair must be text")
         self.comparisons.append(Comparison(**texts))
 
     def _on_verdict(self, pair: int, **values: Any) -> None:
-        if values["verdict"] not in VERDICTS or pair not in range(len(self.comparisons)):
-            raise ValueError("a verdict on no pair, or an unknown one")
+        _require(values["verdict"] in VERDICTS and values["left"] in OTHER, "an unknown verdict or side")
+        _require(isinstance(values["second_pass"], bool), "second_pass must be true or false")
+        self._require_pair(pair)
         self.verdicts.append(Verdict(pair, **values))
 
     def _on_undo(self, at: str) -> None:
         self.verdicts.pop()
 
     def _on_second_pass(self, pairs: list[int], at: str) -> None:
-        self.again = pairs
+        for pair in pairs:
+            self._require_pair(pair)
+        self.again = list(pairs)
+
+    def _require_pair(self, pair: Any) -> None:
+        _require(isinstance(pair, int) and pair in range(len(self.comparisons)), f"there is no pair {shown(pair)}")
 
     def _replay(self) -> None:
         for number, line in enumerate(self._file.read(), start=1):
             try:
                 self._apply(json.loads(line))
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
                 raise InputError(
                     f"{self.path}:{number}: not a line of a labelling session ({type(error).__name__}: {error});"
                     " choose another file, or take this line out"
                 ) from error
+        self._file.mend()
         self.notes = self._file.notes
 
     def _settle(self, asked: dict[str, Any]) -> None:
         if not self.settings:
             defaults = {"labeller": "anonymous", "rubric": "", "seed": 0}
             chosen = {name: defaults[name] if value is None else value for name, value in asked.items()}
-            self._write([{"event": "session", **chosen, "at": _now()}])
+            self._write([{"event": "session", **chosen, "at": now()}])
         for name, value in asked.items():
             if value is not None and value != self.settings[name]:
                 raise InputError(
@@ -412,31 +420,21 @@ class LabelSession:
             raise InputError(f"{self.path}: there is nothing to judge; give comparisons")
 
 
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
 # The file under a session: one process at a time, and every line on disk before it counts.
 
-if sys.platform == "win32":
-    import msvcrt
+BEGINNING = b'{"event": "session", '
 
-    def _lock(descriptor: int) -> None:
-        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # beyond the text, which others may read
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
 
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _require(fine: bool, what: str) -> None:
+    if not fine:
+        raise InputError(what)
 
 
 class _LockedLog:
     """A JSONL file that is only added to, with a lock file beside it that names the process.
 
-    The operating system holds the lock and drops it when the process ends, however it ends; so the lock file of a
-    process that was killed is known to be stale. Opening the file again in the same process closes it where it was
-    open before, as running a notebook's cell again does.
+    Opening the file again in the same process closes it where it was open before, as running a notebook's cell again
+    does.
     """
 
     held: ClassVar[dict[Path, _LockedLog]] = {}  # by this process
@@ -445,47 +443,47 @@ class _LockedLog:
         self.path, self.key, self.notes = path, path.resolve(), []
         if earlier := self.held.get(self.key):
             earlier.close()
-        lock_path = path.with_name(path.name + ".lock")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("ab+", buffering=0)
-            self.lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+            sync(path.parent)
+            self.lock = FileLock(path.with_name(path.name + ".lock"))
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
-        try:
-            _lock(self.lock)
-        except OSError as error:
+        except InputError as holder:
             self.file.close()
-            os.close(self.lock)
-            holder = lock_path.read_text(encoding="utf-8") or "another process"
             raise InputError(
                 f"{path} is open in {holder}; shut that notebook's kernel down, or label into another file"
-            ) from error
-        if stale := lock_path.read_text(encoding="utf-8"):
-            self.notes.append(f"An earlier session ({stale}) was cut off; all that it saved is here.")
-        self._sign(f"process {os.getpid()}, since {_now()}")
+            ) from holder
+        if self.lock.stale:
+            self.notes.append(f"An earlier session ({self.lock.stale}) was cut off; all that it saved is here.")
         self.held[self.key] = self
 
-    def _sign(self, text: str) -> None:
-        os.ftruncate(self.lock, 0)
-        os.lseek(self.lock, 0, os.SEEK_SET)
-        os.write(self.lock, text.encode())
-
     def read(self) -> list[bytes]:
-        """The file's lines, after half a line at the end, which a crash may leave, was removed."""
+        """The file's lines, without half a line at the end, which a crash may leave; ``mend`` removes that."""
         self.file.seek(0)
         content = self.file.read()
-        end = content.rfind(b"\n") + 1
-        if tail := content[end:]:
-            try:
-                json.loads(tail)
-                self.file.write(b"\n")  # only the line break is missing
-            except ValueError:
-                content = content[:end]
-                self.file.truncate(end)
-                self.notes.append(f"The last line was incomplete ({len(tail)} bytes) and was removed.")
+        self.whole = content.rfind(b"\n") + 1  # bytes
+        lines, self.tail = content[: self.whole].splitlines(), content[self.whole :]
+        try:
+            json.loads(self.tail)
+            self.counts = True  # only the line break is missing
+            return [*lines, self.tail]
+        except (ValueError, RecursionError):
+            if not lines and not self.tail.startswith(BEGINNING) and not BEGINNING.startswith(self.tail.rstrip(b"\0")):
+                raise InputError(f"{self.path}:1: not a line of a labelling session; choose another file") from None
+            self.counts = False
+            return lines
+
+    def mend(self) -> None:
+        """End the file in a whole line, now that those before are known to be a session's."""
+        if self.tail:
+            if self.counts:
+                self.file.write(b"\n")
+            else:
+                self.file.truncate(self.whole)
+                self.notes.append(f"The last line was incomplete ({len(self.tail)} bytes) and was removed.")
             os.fsync(self.file.fileno())
-        return content.splitlines()
 
     def append(self, events: Iterable[dict[str, Any]]) -> None:
         """Write lines; they are on disk when this returns, or none of them is in the file."""
@@ -509,5 +507,4 @@ class _LockedLog:
         if self.held.get(self.key) is self:
             del self.held[self.key]
             self.file.close()
-            self._sign("")
-            os.close(self.lock)
+            self.lock.release()

@@ -9,18 +9,20 @@ import copy
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from dpo_core.course.plots import COLORS
+from dpo_core.course.plots import CARD, COLORS
 from dpo_core.data import PreferencePair, encode_pair, same_prompt
 from dpo_core.diagnose import LN2, MACHINERY, ODD_PER_ANSWER, Finding, check_setup, diagnose
+from dpo_core.generate import Generation, generate
 from dpo_core.metrics import History
 from dpo_core.model import GPT
 from dpo_core.pocket.corpus import dialogues, preference_pairs
@@ -31,18 +33,10 @@ from dpo_core.trainer import DPOConfig, DPOTrainer
 from dpo_core.watch import watch
 
 __all__ = [
-    "EXHIBITS",
-    "HEALTHY",
-    "PROMPTS",
-    "Visit",
-    "compare",
-    "expected",
-    "pairs",
-    "patients",
-    "recorded",
-    "verdict",
+    "EXHIBITS", "HEALTHY", "PROMPTS", "Case", "Visit",
+    "case", "compare", "confusion", "expected", "pairs", "patients", "recorded", "score", "swap", "trainer", "verdict",
     "visit",
-]
+]  # fmt: skip
 
 TRAINING, HELD_OUT = 400, 48  # pairs
 LONGEST = 90  # tokens of a pair: short ones, so that a step takes a fraction of a second on a CPU
@@ -64,6 +58,7 @@ def pairs(seed: int) -> tuple[list[PreferencePair], list[PreferencePair]]:
 
 
 def swap(pair: PreferencePair) -> PreferencePair:
+    """The pair with its labels exchanged."""
     return replace(pair, chosen=pair.rejected, rejected=pair.chosen)
 
 
@@ -114,7 +109,7 @@ def no_leash(seed: int) -> DPOTrainer:
 
 
 def no_leash_yet(seed: int) -> DPOTrainer:
-    return trainer(seed, *pairs(seed), learning_rate=5e-4, beta=0.02, steps=14, eval_every=14)
+    return trainer(seed, *pairs(seed), learning_rate=5e-4, beta=0.02, steps=10, eval_every=10)
 
 
 def never_ends(seed: int, max_length: int | None = 48) -> DPOTrainer:
@@ -218,21 +213,59 @@ def verdict(history: History) -> str:
     return next((finding.name for finding in diagnose(history) if not finding.note), HEALTHY)
 
 
-def recorded() -> dict[str, dict[int, History]]:
+def score(answers: Sequence[Generation]) -> float:
+    """What the judge of the pocket world thinks of answers, on average.
+
+    >>> score([Generation("Paris is the capital of France.", [], True, "What is the capital of France?")]) > 0
+    True
+    """
+    judge = PocketJudge()
+    return sum(judge.score(answer.prompt, answer.text) for answer in answers) / len(answers)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is kept of a run: its curves, and some of what its model writes in the end."""
+
+    history: History
+    answers: list[dict[str, str]]  # four, with ``prompt`` and ``text``
+
+
+@lru_cache(maxsize=1)
+def _record() -> dict[tuple[str, int], Case]:
     """The runs of ``benchmarks/museum.py`` by name and seed; none where only the package is installed."""
     if not RECORD.exists():
         return {}
+    runs = json.loads(RECORD.read_text(encoding="utf-8"))["runs"]
+    return {(run["name"], run["seed"]): Case(History(run["history"]), run["answers"]) for run in runs}
+
+
+def case(name: str, seed: int = 0) -> Case:
+    """A run from the record, or made anew where there is none, which takes half a minute on a CPU.
+
+    Args:
+        name: one of ``EXHIBITS``.
+        seed: 0, 1 or 2 are in the record.
+    """
+    if (name, seed) in _record():
+        return _record()[name, seed]
+    seen = visit(name, seed)
+    answers = generate(seen.trainer.model, seen.trainer.encoding, PROMPTS, max_new_tokens=120, seed=0)
+    return Case(seen.history, [{"prompt": answer.prompt, "text": answer.text} for answer in answers[:4]])
+
+
+def recorded() -> dict[str, dict[int, History]]:
+    """The record's curves by name and seed; none where only the package is installed."""
     runs: dict[str, dict[int, History]] = {}
-    for run in json.loads(RECORD.read_text(encoding="utf-8"))["runs"]:
-        runs.setdefault(run["name"], {})[run["seed"]] = History(run["history"])
+    for (name, seed), found in _record().items():
+        runs.setdefault(name, {})[seed] = found.history
     return runs
 
 
 def patients() -> dict[str, History]:
-    """Three runs for the blind test: the record's, or fresh ones where there is no record."""
+    """Three runs for the blind test, of a seed that the chapter shows nowhere else."""
     names = random.Random(WARD).sample([name for name in EXHIBITS if name not in MACHINERY], 3)
-    record = recorded()
-    return {letter: record[name][2] if record else visit(name, seed=2).history for letter, name in zip("ABC", names)}
+    return {letter: case(name, seed=2).history for letter, name in zip("ABC", names)}
 
 
 # Panels: title, unit, and a level to compare with
@@ -279,5 +312,23 @@ def compare(runs: dict[str, History], metrics: list[str], title: str = "") -> Fi
         ax.set_xlabel("optimiser step")
     axes[0][0].legend(fontsize=9)
     figure.suptitle(title)
+    plt.close(figure)
+    return figure
+
+
+def confusion(runs: dict[str, dict[int, History]], title: str = "") -> Figure:
+    """Draw what each exhibit was called: a row an exhibit, a column a verdict, in each field the number of runs."""
+    columns = [HEALTHY, *(name for name in runs if name not in (HEALTHY, "harmless displacement"))]
+    counts = [[sum(verdict(history) == c for history in found.values()) for c in columns] for found in runs.values()]
+    figure, ax = plt.subplots(figsize=(9, 6.2))
+    ax.imshow(counts, cmap=LinearSegmentedColormap.from_list("", [CARD, COLORS["chosen"]]), aspect="auto", vmin=0)
+    for y, row in enumerate(counts):
+        for x, count in enumerate(row):
+            if count:
+                ax.text(x, y, str(count), ha="center", va="center", color="white")
+    ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+    ax.set_yticks(range(len(runs)), list(runs))
+    ax.set(title=title, xlabel="called by diagnose", ylabel="exhibit")
+    ax.grid(False)
     plt.close(figure)
     return figure

@@ -15,6 +15,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from dpo_core.course.widgets.explorers import LossExplorer
+from dpo_core.course.widgets.run_explorer import RunExplorer
 
 pytestmark = pytest.mark.browser
 
@@ -86,9 +87,28 @@ def test_every_chapter_says_its_time_and_level(book):
 
 BROKEN = """() => Promise.all([...document.images].map(
     image => (image.loading = "eager", image.decode().then(() => "", () => image.src))))"""
-TOO_WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
-    [...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
-        .map(e => e.tagName + "." + e.className).slice(0, 5)"""
+TOO_WIDE = """() => {
+    const framed = (e) => e && (getComputedStyle(e).overflowX !== "visible" || framed(e.parentElement));
+    return document.documentElement.scrollWidth <= innerWidth ? [] : [...document.querySelectorAll("body *")]
+        .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !framed(e.parentElement))
+        .map(e => `${e.tagName}.${e.className} in ${e.parentElement.tagName}`).slice(0, 5);
+}"""
+SAMPLES = """() => {  // one element for each look that text has on the page, to be tested for contrast in place of all
+    const ground = (e) => e ? `${getComputedStyle(e).backgroundColor}|${ground(e.parentElement)}` : "";
+    const seen = new Set();
+    for (const e of document.querySelectorAll("[data-sample]")) delete e.dataset.sample;
+    for (const e of document.querySelectorAll("body *")) {
+        const says = [...e.childNodes].some(child => child.nodeType === Node.TEXT_NODE && child.data.trim());
+        if (!says || !e.checkVisibility() || e.closest("mjx-container > *")) continue;
+        const look = getComputedStyle(e);
+        const key = [look.color, look.fontSize, look.fontWeight, look.opacity, look.textShadow, ground(e)].join();
+        if (!seen.has(key)) e.dataset.sample = "";
+        seen.add(key);
+    }
+    return seen.size;
+}"""
+# The insides of formulas and of highlighted code are thousands of spans without a role; their frames are tested.
+ALL_BUT_GLYPHS = {"exclude": [["mjx-container > *"], [".highlight pre span"]]}
 
 
 @dataclass
@@ -102,16 +122,24 @@ class Seen:
     findings: list[str]
 
 
-def findings(page, only: dict) -> list[str]:
+def findings(page, where: dict, options: dict) -> list[str]:
     """What axe-core objects to, less what is allowed."""
-    options = {"resultTypes": ["violations"], "runOnly": only, "preload": False}
-    found = page.evaluate("options => axe.run(document, options).then(r => r.violations)", options)
+    options = {"resultTypes": ["violations"], "preload": False, **options}
+    found = page.evaluate("what => axe.run(...what).then(r => r.violations)", [where, options])
     told = [(rule["id"], node["html"], node["failureSummary"]) for rule in found for node in rule["nodes"]]
     return [
         f"{rule}: {html[:160]} {why[:200]}"
         for rule, html, why in told
         if not (rule in ALLOWED and re.search(ALLOWED[rule], html))
     ]
+
+
+def contrast(page, theme: str) -> list[str]:
+    """Text that does not stand out enough from its ground in a theme."""
+    page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
+    assert page.evaluate(SAMPLES) > 5
+    rule = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}
+    return [f"{theme}: {it}" for it in findings(page, {"include": [["[data-sample]"]]}, rule)]
 
 
 def compressed(file: Path, size: int) -> int:
@@ -131,9 +159,8 @@ def tour(book, site, opened) -> dict[str, Seen]:
         weight = sum(compressed(book.folder / name, size) for name, size in visit.weight.items())
         wide = page.evaluate(TOO_WIDE)
         page.evaluate(AXE)
-        objections = findings(page, {"type": "tag", "values": LEVELS})
-        page.evaluate("document.documentElement.dataset.theme = 'dark'")
-        objections += [f"dark: {it}" for it in findings(page, {"type": "rule", "values": ["color-contrast"]})]
+        rules = {"runOnly": {"type": "tag", "values": LEVELS}, "rules": {"color-contrast": {"enabled": False}}}
+        objections = findings(page, ALL_BUT_GLYPHS, rules) + contrast(page, "light") + contrast(page, "dark")
         wrong = [source for source in page.evaluate(BROKEN) if source]
         wrong += page.evaluate("() => [...document.querySelectorAll('mjx-merror')].map(e => e.textContent)")
         found[path] = Seen(visit.troubles, weight, wide, wrong, objections)
@@ -156,9 +183,14 @@ def test_no_page_is_heavy(tour):
 
 
 @pytest.mark.parametrize("page", [INTRO, DERIVING])
-def test_a_page_is_whole_when_opened_from_disk(visit, page):
+def test_a_page_is_whole_when_opened_from_disk(visit, book, page):
+    soup = BeautifulSoup((book.folder / page).read_text(encoding="utf-8"), "html.parser")
+    formulas = [tag for tag in soup.select("article .math") if not tag.find_parent("template")]
     page = visit(page).page
-    assert page.locator("mjx-container").count() > 3
+    drawn = page.locator("article .math").evaluate_all(
+        "all => all.map(e => !!e.querySelector('mjx-container mjx-math'))"
+    )
+    assert drawn == [True] * len(formulas) and len(drawn) >= 3
     assert page.evaluate("document.fonts.check('1rem \"Source Serif\"')")
 
 
@@ -166,7 +198,7 @@ def test_a_page_is_whole_when_opened_from_disk(visit, page):
 
 
 def readings(page) -> list[float]:
-    texts = page.locator(".dpo-widget .dpo-readings dd").all_text_contents()
+    texts = page.locator("[data-dpo=loss_explorer] .dpo-readings dd").all_text_contents()
     return [float(text.split()[0].replace("−", "-")) for text in texts]
 
 
@@ -182,7 +214,7 @@ def test_the_landing_page_is_alive(visit, width):
     slider = page.get_by_label("Log-ratio difference")
     slider.press("ArrowRight")
     assert readings(page) == expected(LossExplorer(h=0.5))
-    picture = page.locator(".dpo-widget svg").first
+    picture = page.locator("[data-dpo=loss_explorer] svg").first
     picture.scroll_into_view_if_needed()
     box = picture.bounding_box()
     page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
@@ -191,6 +223,39 @@ def test_the_landing_page_is_alive(visit, width):
     page.mouse.up()
     h = float(slider.input_value())
     assert h > 8 and readings(page) == expected(LossExplorer(h=h))
+
+
+def test_a_run_is_stepped_through_by_keys_and_by_a_drag(visit):
+    page, run = visit(INTRO).page, RunExplorer.stored()
+    slider = page.get_by_label("Optimiser step")
+    card = page.locator("[data-dpo=run_explorer]")
+    picture = card.locator("svg").first
+
+    def shown() -> tuple[list[float], list[str]]:
+        numbers = card.locator("dl.dpo-readings dd").all_text_contents()
+        texts = card.locator(".dpo-answer > div").all_text_contents()
+        return [float(number.split()[0].replace("−", "-")) for number in numbers], texts
+
+    def recorded(step: int) -> tuple:
+        at = RunExplorer(run.record, step)
+        return pytest.approx(list(at.values().values()), abs=6e-3), at.answers()
+
+    assert shown() == recorded(0)
+    slider.press("ArrowRight")
+    assert int(slider.input_value()) == run.record["rows"][1]["step"] and shown() == recorded(2)
+    slider.press("End")
+    last = int(slider.input_value())
+    assert last == run.record["rows"][-1]["step"] and shown() == recorded(last)
+    assert shown()[1] != recorded(0)[1], "the answers stayed as they were"
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.5 * box["height"], steps=4)
+    page.mouse.up()
+    step = int(slider.input_value())
+    assert 0 < step < last and shown() == recorded(step)
+    assert slider.get_attribute("aria-valuetext") == f"{step} of {last}"
 
 
 def test_a_term_is_explained_beside_it(visit):
@@ -214,9 +279,12 @@ def test_a_term_is_explained_beside_it(visit):
 
 def test_an_equation_is_shown_beside_its_number(visit):
     page = visit(DERIVING).page
-    link = page.locator("article a[href='#equation-eq-derive-objective']").first
-    link.hover()
-    page.locator("#course-tip mjx-container").wait_for()
+    number = page.locator("article a:not(.headerlink)[href='#equation-eq-derive-bt']").first
+    number.hover()
+    page.locator("#course-tip mjx-container mjx-math").wait_for()
+    said = "mjx-container mjx-assistive-mml"
+    equation = page.locator(f"#equation-eq-derive-bt {said}").first.text_content()
+    assert page.locator(f"#course-tip {said}").text_content() in equation and "σ" in equation
 
 
 def test_notes_and_ticks_stay_in_the_browser(visit):

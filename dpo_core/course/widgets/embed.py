@@ -36,8 +36,10 @@ def embed(module: str, state: dict[str, Any], summary: str) -> str:
     """
     kit, code, css = (file.read_text("utf-8") for file in sources(module))
     data = json.dumps(state, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")  # no tag can end the script
-    return (
+    figure = (
         f'<div class="dpo-widget mathjax_ignore" data-dpo="{module}"><script type="application/json">{data}</script>'
         f"<p>{escape(summary)}</p></div>\n<style>\n{css}</style>\n"
         f'<script type="module">\n{kit}\n{IMPORT.sub("", code)}\nmount("{module}", render);\n</script>'
     )
+    # Half a character has no UTF-8, and an output that cannot be encoded is lost; in JSON this is its escape.
+    return figure.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,218 @@
+"""Files that are whole or not there, that hold data and no code, and that one process at a time may change.
+
+What is written goes to another name first, is brought to the disk, and takes its place in one step; so a crash or a
+full disk leaves the file that was there before.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dpo_core.errors import InputError, shown
+
+__all__ = [
+    "FLOATS",
+    "FileLock",
+    "now",
+    "read_json",
+    "read_tensors",
+    "refuse_pickles",
+    "sync",
+    "tensor_layout",
+    "why",
+    "written",
+]
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def why(error: Exception) -> str:
+    """The reason alone, without number and path, if there is one."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    if sys.platform == "win32" and path.is_dir():  # has no such thing
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def written(path: str | Path) -> Iterator[Path]:
+    """A name to write to; when the block ends well, what is there is on the disk and takes the place of ``path``.
+
+    Args:
+        path: the file; its folder is made if it is missing.
+    Raises:
+        InputError: it cannot be written; an old file is as it was.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with written(Path(folder) / "note.txt") as partial:
+    ...         _ = partial.write_text("whole")
+    ...     (Path(folder) / "note.txt").read_text()
+    'whole'
+    """
+    path = Path(os.path.realpath(path))  # a link stays one
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: cannot be written (it is no ordinary file); choose another place")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path}: cannot be written ({why(error)}); make room there, or choose another place"
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+# Reading what others wrote
+
+
+def read_json(file: Path, largest: int = 2**20) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Raises:
+        InputError: it cannot be read, is larger than ``largest`` bytes, or holds something else.
+    """
+    try:
+        if file.stat().st_size > largest:
+            raise InputError(f"{file}: has {file.stat().st_size:,} bytes, and more than {largest:,} are not read")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except InputError:
+        raise
+    except (ValueError, OSError, RecursionError) as error:
+        raise InputError(f"{file}: not readable as JSON ({why(error)}); copy or write it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: holds {shown(content)} where {{...}} must be; copy or write it again")
+    return content
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Let no folder pass that holds a pickle, also beside what is read, since others might open it.
+
+    Raises:
+        InputError: there is one.
+    """
+    found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES)
+    if found:
+        listed = ", ".join(shown(name)[1:-1] for name in found[:3])
+        raise InputError(
+            f"{folder}: holds {listed}; such a file can be a pickle, which runs code when it is opened, and only"
+            " safetensors and JSON are read: save the model as safetensors, or copy those files to another folder"
+        )
+
+
+def tensor_layout(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The kind of number (as ``F32``) and the shape of each tensor in a safetensors file, from its header alone.
+
+    The library compares the header with the file's length, so a shape for which there is no data is found out here,
+    and nothing is allocated for it.
+
+    Raises:
+        InputError: the file is not whole.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}
+            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _not_whole(file, error) from error
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        InputError: the file is not whole, or there is no room for them.
+    """
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, MemoryError, RuntimeError) as error:
+        raise _not_whole(file, error) from error
+
+
+def _not_whole(file: Path, error: Exception) -> InputError:
+    return InputError(f"{file}: not a whole safetensors file ({why(error)}); copy or download it again")
+
+
+# One process at a time
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # beyond the text, which others may read
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class FileLock:
+    """A file that one process at a time can hold; it names the process.
+
+    The operating system holds the lock and drops it when the process ends, however it ends; so what a process that was
+    killed left in the file is known to be stale. Where a file system has no locks, nothing is locked.
+
+    Args:
+        path: the file; it is made, and stays.
+    Raises:
+        InputError: another process holds it, which the message names.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(self.descriptor)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                os.close(self.descriptor)
+                raise InputError(path.read_text("utf-8", "replace") or "another process") from error
+        self.stale = path.read_text("utf-8", "replace")  # who was cut off
+        try:
+            self._sign(f"process {os.getpid()}, since {now()}")
+        except OSError:  # a full disk
+            os.close(self.descriptor)
+            raise
+
+    def _sign(self, text: str) -> None:
+        os.ftruncate(self.descriptor, 0)
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
+        os.write(self.descriptor, text.encode())
+
+    def release(self) -> None:
+        """Let go of it; the file is empty then."""
+        self._sign("")
+        os.close(self.descriptor)
