@@ -20,6 +20,7 @@ from machine import provenance
 from dpo_core.course.museum import EXHIBITS, PROMPTS, RECORD, expected, score, verdict, visit
 from dpo_core.diagnose import diagnose
 from dpo_core.generate import generate
+from dpo_core.metrics import History
 
 SEEDS = (0, 1, 2)
 
@@ -51,9 +52,13 @@ def run(name: str, seed: int) -> dict[str, object]:
 
 
 def kept(names: list[str]) -> dict[tuple[object, object], dict[str, object]]:
-    """The record's runs of exhibits other than these, by seed and name."""
+    """The record's runs of exhibits other than these, by seed and name, judged by the rules as they are now."""
     runs = json.loads(RECORD.read_text(encoding="utf-8"))["runs"] if RECORD.exists() else []
-    return {(entry["seed"], entry["name"]): entry for entry in runs if entry["name"] not in names}
+    found = {(entry["seed"], entry["name"]): entry for entry in runs if entry["name"] not in names}
+    for entry in found.values():
+        history = History(entry["history"])
+        entry |= {"verdict": verdict(history), "findings": [finding.name for finding in diagnose(history)]}
+    return found
 
 
 def write(runs: list[dict[str, object]]) -> None:

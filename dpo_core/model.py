@@ -137,9 +137,10 @@ class Attention(nn.Module):
         y = y if kept is None else y.flatten(0, 1)[kept]
         return F.dropout(self.c_proj(y), self.dropout, self.training), (k, v)
 
-    def _heads(self, qkv: Tensor) -> list[Tensor]:
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, 3C) to queries, keys and values of (B, H, T, C/H)."""
-        return [part.unflatten(2, (self.n_head, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=2)]
+        q, k, v = (part.unflatten(2, (self.n_head, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=2))
+        return q, k, v
 
 
 class MLP(nn.Module):

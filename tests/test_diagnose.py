@@ -91,7 +91,10 @@ SICK = {
     "memorised pairs": {"loss": -0.25, "eval_loss": 0.8, "eval_rewards/accuracies": 0.55},  # late mean 0.02
     "learning rate too high": {"loss": 9.0, "eval_loss": 7.0, "eval_rewards/accuracies": 0.55},
     "no end of text": {"ended/chosen": 0.02, "eos/chosen": 0.2},
-    "noisy labels": {"loss": 0.69, "eval_loss": 0.7, "eval_rewards/accuracies": 0.52, "eval_rewards/margins": 0.02},
+    "noisy labels": {
+        "loss": 0.69, "eval_loss": 0.7, "rewards/accuracies": 0.58, "eval_rewards/accuracies": 0.52,
+        "eval_rewards/margins": 0.02,
+    },
     "harmful displacement": {"samples/odd": 9.0, "eval_logps/chosen_delta": -50.0},
     "learning rate too low": {
         "loss": 0.692, "eval_loss": 0.6915, "kl/policy_ref": 0.0004, "eval_logps/chosen_delta": 0.004,
@@ -152,6 +155,12 @@ def test_a_healthy_run_is_healthy():
 )
 def test_no_false_alarm(near):
     assert names(run(**near)) == []
+
+
+@pytest.mark.parametrize(("seen", "held_out", "called"), [(0.6, 0.65, ["noisy labels"]), (0.75, 0.58, [])])
+def test_noise_is_told_by_both_accuracies_together(seen, held_out, called):
+    noisy = SICK["noisy labels"] | {"rewards/accuracies": seen, "eval_rewards/accuracies": held_out}
+    assert names(run(**noisy)) == called
 
 
 def test_the_reward_at_step_0_is_no_frozen_policy():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpo_core.course import museum
+from dpo_core.course.plots import use_style
 from dpo_core.diagnose import LEARNING, MACHINERY
 from dpo_core.metrics import History
 
@@ -65,6 +66,7 @@ def test_pairs_are_held_out_by_prompt_and_repeatable():
 
 
 def test_compare_draws_each_run_in_each_panel():
+    use_style()
     run = History([{"step": 0, "loss": 0.69, "kl/policy_ref": 0.0}, {"step": 9, "loss": 0.5, "kl/policy_ref": 1.0}])
     figure = museum.compare({"healthy": run, "sick": run}, ["loss", "kl/policy_ref"], "Two runs")
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["Training loss", "Distance from the reference"]

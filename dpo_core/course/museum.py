@@ -109,7 +109,9 @@ def no_leash(seed: int) -> DPOTrainer:
 
 
 def no_leash_yet(seed: int) -> DPOTrainer:
-    return trainer(seed, *pairs(seed), learning_rate=5e-4, beta=0.02, steps=10, eval_every=10)
+    run = no_leash(seed)
+    run.config = replace(run.config, steps=10)  # the very same run, ended early
+    return run
 
 
 def never_ends(seed: int, max_length: int | None = 48) -> DPOTrainer:
