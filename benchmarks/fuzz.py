@@ -1,7 +1,7 @@
 """Feed the readers damaged files for some minutes: ``python benchmarks/fuzz.py --minutes 30``.
 
 Files that are right are changed at random, by bytes, by tokens of JSON and by values, and read. A reader may take them
-or raise ``InputError``; anything else is a crash, and the file that led to it is kept.
+or raise ``InputError``; anything else is a crash, as are more than 4 GB of memory and more than a minute.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import argparse
 import gzip
 import json
 import random
+import resource
+import signal
 import time
 import traceback
 from collections import Counter
@@ -111,6 +113,12 @@ def main() -> None:
     args = parser.parse_args()
     rng, counts, crashes = random.Random(args.seed), Counter[str](), []
     start = time.process_time()
+    resource.setrlimit(resource.RLIMIT_DATA, (4 * 2**30, resource.RLIM_INFINITY))
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError("more than a minute")
+
+    signal.signal(signal.SIGALRM, too_long)
     with TemporaryDirectory() as folder:
         found = readers(Path(folder))
         whole = {name: file.read_bytes() for name, (file, _) in found.items()}
@@ -122,14 +130,16 @@ def main() -> None:
             else:
                 content = damaged(whole[name], rng)
             file.write_bytes(content)
+            signal.alarm(60)
             try:
                 read()
                 counts[f"{name}: read"] += 1
             except InputError:
                 counts[f"{name}: refused"] += 1
-            except Exception:
+            except Exception:  # MemoryError and TimeoutError too
                 counts[f"{name}: crashed"] += 1
                 crashes.append({"reader": name, "content": repr(content[:400]), "error": traceback.format_exc()[-600:]})
+            signal.alarm(0)
             file.write_bytes(whole[name])
     results = {
         **provenance(), "cpu_minutes": round((time.process_time() - start) / 60, 1), "seed": args.seed,
