@@ -312,6 +312,8 @@ def compare(runs: dict[str, History], metrics: list[str], title: str = "") -> Fi
         ax.set(title=name, ylabel=unit)
     for ax in axes[-1]:
         ax.set_xlabel("optimiser step")
+    for ax in axes.flat[len(metrics) :]:
+        ax.remove()
     axes[0][0].legend(fontsize=9)
     figure.suptitle(title)
     plt.close(figure)
