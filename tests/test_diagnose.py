@@ -157,7 +157,7 @@ def test_no_false_alarm(near):
     assert names(run(**near)) == []
 
 
-@pytest.mark.parametrize(("seen", "held_out", "called"), [(0.6, 0.65, ["noisy labels"]), (0.75, 0.58, [])])
+@pytest.mark.parametrize(("seen", "held_out", "called"), [(0.55, 0.65, ["noisy labels"]), (0.75, 0.58, [])])
 def test_noise_is_told_by_both_accuracies_together(seen, held_out, called):
     noisy = SICK["noisy labels"] | {"rewards/accuracies": seen, "eval_rewards/accuracies": held_out}
     assert names(run(**noisy)) == called
