@@ -8,6 +8,9 @@ Run in the environment of ``benchmarks/requirements.txt``::
 for which random tokens are drawn. Every variant runs in a process of its own, so that its peak memory is its own; the
 variants take turns, ``--rounds`` times, so that a slow minute of the machine hits them all. Results go to
 ``benchmarks/results/engine_NAME.json``.
+
+TRL's defaults compute in bf16 on every machine. Where that is emulated a step takes minutes, so ``--as-it-comes`` says
+how many of them are run, and the same settings in float32 are measured beside it.
 """
 
 from __future__ import annotations
@@ -56,7 +59,8 @@ class Work:
     batch_size: int
     passes: int
     precision: str  # "auto", or "float32" to compare numbers
-    steps: int | None = None  # fewer than all, for comparing numbers
+    steps: int | None = None  # not a warm-up and all passes, but these steps
+    sdpa: bool = False  # TRL's attention on a CPU, where its eager one is faster
 
     @property
     def batches(self) -> list[list[list[list[int]]]]:
@@ -145,8 +149,8 @@ def textbook(work: Work) -> Log:
     return log
 
 
-def trl(work: Work, **options: object) -> Log:
-    """TRL's DPOTrainer with its defaults but for what ``options`` say."""
+def trl(work: Work, precision: str = "bf16", **options: object) -> Log:
+    """TRL's DPOTrainer with its defaults, to which bf16 belongs, but for what is said here."""
     import trl as library
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -165,7 +169,6 @@ def trl(work: Work, **options: object) -> Log:
     data = Dataset.from_list(
         [{"prompt": text(p), "chosen": " " + text(c), "rejected": " " + text(r)} for p, c, r in rows]
     )
-    precision = choose(work.precision, work.device)
     log = Log()
 
     class Watch(TrainerCallback):
@@ -184,6 +187,13 @@ def trl(work: Work, **options: object) -> Log:
 
         def _get_train_sampler(self, *args, **kwargs):
             return torch.utils.data.SequentialSampler(self.train_dataset)
+
+        def _precompute_ref_logps(self, *args, **kwargs):
+            start = now(work.device)
+            out = super()._precompute_ref_logps(*args, **kwargs)
+            passes = len(rows) / (len(work.batches) * work.batch_size)  # it takes every row of the schedule
+            log.reference_seconds = (now(work.device) - start) / passes
+            return out
 
     with tempfile.TemporaryDirectory() as folder:
         settings = library.DPOConfig(
@@ -207,30 +217,26 @@ def trl(work: Work, **options: object) -> Log:
             }
             | options,
         )
+        attention = "eager" if options and work.device.type == "cpu" and not work.sdpa else "sdpa"
         trainer = Trainer(
-            model=GPT2LMHeadModel.from_pretrained(work.weights, **_attention(options, settings)),
+            model=GPT2LMHeadModel.from_pretrained(work.weights, attn_implementation=attention),
             args=settings,
             train_dataset=data,
             processing_class=tokenizer,
             callbacks=[Watch()],
         )
-        start = now(work.device)
         trainer.train()
-        total = now(work.device) - start
-    if options.get("precompute_ref_log_probs"):  # done inside train() for every row, so share it out per pass
-        rows_of_pass = len(work.batches) * work.batch_size
-        log.reference_seconds = (total - sum(log.seconds)) * rows_of_pass / len(rows)
     return log
 
 
-def _attention(options: dict[str, object], settings: object) -> dict[str, object]:
-    fast = "eager" if options and not torch.cuda.is_available() else "sdpa"
-    return {"attn_implementation": fast}
+def trl_in_float32(work: Work) -> Log:
+    return trl(work, "float32")
 
 
 def trl_best(work: Work) -> Log:
-    """TRL with every option that helps here: no recomputation, reference precomputed, the faster attention."""
-    return trl(work, gradient_checkpointing=False, precompute_ref_log_probs=True)
+    """TRL with every option that helps here: no recomputation, reference precomputed, faster numbers and attention."""
+    precision = choose(work.precision, work.device)
+    return trl(work, precision, gradient_checkpointing=False, precompute_ref_log_probs=True)
 
 
 def ours(work: Work) -> Log:
@@ -275,6 +281,7 @@ def train_ours(model: GPT, work: Work) -> Log:
 VARIANTS: dict[str, Callable[[Work], Log]] = {
     "textbook": textbook,
     "TRL default": trl,
+    "TRL default, float32": trl_in_float32,
     "TRL best": trl_best,
     "dpo_core": ours,
 }
@@ -347,11 +354,12 @@ def run(variant: str, work: Work, folder: Path) -> Log:
 
 
 def pairs_per_second(log: Log, work: Work, with_reference: bool = False) -> float:
-    """Over the data, each batch with its fastest pass."""
-    count = len(work.batches)
-    timed = log.seconds[1:]
-    fastest = sum(min(timed[i::count]) for i in range(count))
-    return count * work.batch_size / (fastest + (log.reference_seconds if with_reference else 0.0))
+    """Over the batches that were taken after the warm-up, each with its fastest pass."""
+    fastest: dict[int, float] = {}
+    for index, seconds in list(zip(work.schedule(), log.seconds))[0 if work.steps == 1 else 1 :]:
+        fastest[index] = min(seconds, fastest.get(index, seconds))
+    reference = log.reference_seconds * len(fastest) / len(work.batches) if with_reference else 0.0
+    return len(fastest) * work.batch_size / (sum(fastest.values()) + reference)
 
 
 def same_numbers(work: Work, folder: Path, steps: int) -> dict[str, object]:
@@ -374,10 +382,11 @@ def summary(record: dict) -> str:
     """The result as a Markdown table."""
     lines = [
         f"| {record['pairs']} pairs, {record['model']}, B={record['batch_size']} | pairs/s on the steps"
-        " | with the reference pass | peak MB | times TRL default |",
+        " | with the reference pass | peak MB | times "
+        f"{record['base']} |",
         "|---|---|---|---|---|",
     ]
-    base = statistics.mean(record["variants"]["TRL default"]["pairs_per_second"])
+    base = statistics.mean(record["variants"][record["base"]]["pairs_per_second"])
     for name, entry in record["variants"].items():
         rates, whole = entry["pairs_per_second"], entry["pairs_per_second_with_reference"]
         lines.append(
@@ -398,6 +407,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--same-numbers", type=int, default=0, metavar="STEPS", help="compare this many float32 steps")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--as-it-comes", type=int, metavar="STEPS", help="of TRL's defaults; fewer where bf16 is slow")
+    parser.add_argument("--sdpa", action="store_true", help="for TRL's best on a CPU, in place of eager attention")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -414,12 +426,15 @@ def main() -> None:
             options.batch_size,
             options.passes,
             "auto",
+            sdpa=options.sdpa,
         )
+        few = Work(**asdict(work) | {"steps": options.as_it_comes})
+        works = {name: few if name == "TRL default" else work for name in options.variants}
         logs: dict[str, list[Log]] = {name: [] for name in options.variants}
         for _ in range(options.rounds):
             for name in options.variants:
-                logs[name].append(run(name, work, folder))
-                print(name, f"{pairs_per_second(logs[name][-1], work):.3g} pairs/s", flush=True)
+                logs[name].append(run(name, works[name], folder))
+                print(name, f"{pairs_per_second(logs[name][-1], works[name]):.3g} pairs/s", flush=True)
         ceiling = {str(d).removeprefix("torch."): matmul_rate(work.device, d) for d in (torch.float32, torch.bfloat16)}
         numbers = same_numbers(work, folder, options.same_numbers) if options.same_numbers else None
         import transformers
@@ -435,15 +450,17 @@ def main() -> None:
             "batch_size": work.batch_size,
             "passes": work.passes,
             "precision": choose("auto", work.device),
+            "base": "TRL default" if options.as_it_comes is None else "TRL default, float32",
             "least_gflop_per_pair": flops / (len(work.batches) * work.batch_size) / 1e9,
             "matmul_gflops": {name: rate / 1e9 for name, rate in ceiling.items()},
             "variants": {
                 name: {
-                    "pairs_per_second": [pairs_per_second(log, work) for log in entries],
-                    "pairs_per_second_with_reference": [pairs_per_second(log, work, True) for log in entries],
+                    "steps": len(entries[0].seconds),
+                    "pairs_per_second": [pairs_per_second(log, works[name]) for log in entries],
+                    "pairs_per_second_with_reference": [pairs_per_second(log, works[name], True) for log in entries],
                     "peak_mb": [log.peak_mb for log in entries],
                     "share_of_matmul_rate": [
-                        flops * pairs_per_second(log, work) / (len(work.batches) * work.batch_size) / fastest
+                        flops * pairs_per_second(log, works[name]) / (len(work.batches) * work.batch_size) / fastest
                         for log in entries
                     ],
                     "losses": entries[0].losses,
@@ -453,7 +470,7 @@ def main() -> None:
             },
             "same_numbers": numbers,
         }
-        file = ROOT / "benchmarks" / "results" / f"engine_{options.name}.json"
+        file = options.results / f"engine_{options.name}.json"
         file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(summary(record))
 

@@ -107,7 +107,7 @@ def print_pdf(folder: Path, file: Path) -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
             page = browser.new_page()
-            page.set_default_timeout(150_000)
+            page.set_default_timeout(300_000)
             page.goto(joined.resolve().as_uri())
             page.evaluate("() => { for (const image of document.images) image.loading = 'eager'; }")
             page.evaluate("() => Promise.all([...document.images].map(image => image.decode().catch(() => null)))")

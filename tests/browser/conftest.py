@@ -73,7 +73,7 @@ class Visit:
 def open_page(chromium, root: str, path: str, width: int = 1280, theme: str = "light") -> Visit:
     """A page of the book with nothing but the book within reach, once its formulas are drawn."""
     context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
-    context.set_default_timeout(120_000)  # for machines with more to do
+    context.set_default_timeout(300_000)  # for machines with more to do
     seen = Visit(context.new_page())
 
     def refuse(route):

@@ -350,6 +350,6 @@ def test_text_stands_without_scripts(book, chromium):
 def test_the_whole_book_is_printed(book, tmp_path):
     file = tmp_path / "book.pdf"
     command = [sys.executable, str(HERE.parent.parent / "tools" / "pdf.py"), str(book.folder), str(file)]
-    subprocess.run(command, check=True, timeout=170)
+    subprocess.run(command, check=True, timeout=600)
     data = file.read_bytes()
     assert data.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", data)) > 5 * len(book.pages) // 2
