@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ from dpo_core.model import GPT, GPTConfig
 from dpo_core.pairs import PreferencePair, load_pairs
 from dpo_core.precision import choose
 from dpo_core.tokenizer import load_tokenizer
+from dpo_core.trainer import DPOConfig, DPOTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {  # GPT-2's sizes, and a small one to try this script with
@@ -244,12 +246,9 @@ def ours(work: Work) -> Log:
     return train_ours(GPT.from_pretrained(work.weights), work)
 
 
-def train_ours(model: GPT, work: Work) -> Log:
+def our_trainer(model: GPT, work: Work) -> DPOTrainer:
     """Our trainer on token ids; its pairs stand in for text, which has been encoded before."""
-    from dpo_core.trainer import DPOConfig, DPOTrainer
-
     model.to(work.device)
-    rows = [EncodedPair(p, c, r, PreferencePair("", "", "", f"pair {i}")) for i, (p, c, r) in enumerate(work.pairs)]
     config = DPOConfig(
         beta=BETA,
         learning_rate=RATE,
@@ -261,14 +260,18 @@ def train_ours(model: GPT, work: Work) -> Log:
     )
     placeholder = [PreferencePair("a", "b", "c"), PreferencePair("d", "e", "f")]
     trainer = DPOTrainer(model, load_tokenizer("gpt2"), placeholder, config)
-    trainer.training = rows
-    log = Log()
+    names = [PreferencePair("", "", "", f"pair {i}") for i in range(len(work.pairs))]
+    trainer.training = [EncodedPair(p, c, r, pair) for (p, c, r), pair in zip(work.pairs, names)]
+    return trainer
+
+
+def train_ours(model: GPT, work: Work) -> Log:
+    trainer, log, B = our_trainer(model, work), Log(), work.batch_size
     start = now(work.device)
     trainer.reference = trainer._reference_logps()
     log.reference_seconds = now(work.device) - start
     for index in work.schedule():
         start = now(work.device)
-        B = work.batch_size
         trainer._update(list(range(index * B, index * B + B)), BETA, RATE)
         means = trainer.sums.means()
         trainer.sums = type(trainer.sums)()
@@ -276,6 +279,37 @@ def train_ours(model: GPT, work: Work) -> Log:
         log.margins.append(means["rewards/margins"])
         log.seconds.append(now(work.device) - start)
     return log
+
+
+KINDS = {  # of work, by the beginnings of the names of torch's operations
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
+    "attention": ("_scaled_dot", "_efficient_attention", "_flash_attention", "_softmax"),
+    "GELU": ("gelu",),
+    "log-softmax and its slope": ("_log_softmax", "exp_", "scatter", "gather"),
+    "layer norm": ("native_layer_norm",),
+    "clipping and optimiser": ("_fused_adam", "linalg_vector_norm", "_foreach"),
+}
+
+
+def profile_ours(work: Work) -> dict[str, float]:
+    """Share of each kind of work in the time of our steps over all batches, after a warm-up."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = work.device.type == "cuda"
+    trainer, B = our_trainer(GPT.from_pretrained(work.weights), work), work.batch_size
+    trainer.reference = {"training": torch.zeros(len(trainer.training), 2)}
+    steps = [list(range(i * B, i * B + B)) for i in range(len(work.batches))]
+    trainer._update(steps[0], BETA, RATE)
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found:
+        for indices in steps:
+            trainer._update(indices, BETA, RATE)
+    shares = dict.fromkeys([*KINDS, "all else"], 0.0)
+    for entry in found.key_averages():
+        name = entry.key.removeprefix("aten::")
+        kind = next((kind for kind, starts in KINDS.items() if name.startswith(starts)), "all else")
+        shares[kind] += entry.self_device_time_total if cuda else entry.self_cpu_time_total
+    total = sum(shares.values())
+    return {kind: share / total for kind, share in shares.items()}
 
 
 VARIANTS: dict[str, Callable[[Work], Log]] = {
@@ -337,12 +371,14 @@ def child(variant: str, file: Path) -> None:
     """Run one variant and print its log as JSON; called in a process of its own."""
     work = Work(**json.loads(file.read_text()))
     torch.manual_seed(0)
+    if variant == "profile":
+        return print("\n" + json.dumps(profile_ours(work)))
     log = VARIANTS[variant](work)
     log.peak_mb = peak_mb(work.device)
     print("\n" + json.dumps(asdict(log)))
 
 
-def run(variant: str, work: Work, folder: Path) -> Log:
+def in_process(variant: str, work: Work, folder: Path) -> dict[str, Any]:
     file = folder / "work.json"
     file.write_text(json.dumps(asdict(work)))
     command = [sys.executable, str(Path(__file__).resolve()), "--child", variant, "--work", str(file)]
@@ -350,7 +386,11 @@ def run(variant: str, work: Work, folder: Path) -> Log:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{variant} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    return Log(**json.loads(done.stdout.strip().splitlines()[-1]))
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run(variant: str, work: Work, folder: Path) -> Log:
+    return Log(**in_process(variant, work, folder))
 
 
 def pairs_per_second(log: Log, work: Work, with_reference: bool = False) -> float:
@@ -468,6 +508,7 @@ def main() -> None:
                 }
                 for name, entries in logs.items()
             },
+            "profile": in_process("profile", work, folder),
             "same_numbers": numbers,
         }
         file = options.results / f"engine_{options.name}.json"

@@ -123,6 +123,16 @@ def survives(copy_: Path, tests: list[str], limit: float) -> bool:
     return True
 
 
+def keep(seed: int, modules: dict[str, dict[str, int]], survivors: list[dict[str, object]]) -> None:
+    """Write what there is so far."""
+    tried, killed = (sum(score[key] for score in modules.values()) for key in ("tried", "killed"))
+    results = {
+        **provenance(), "seed": seed, "tried": tried, "killed": killed, "score": round(killed / max(1, tried), 3),
+        "modules": modules, "survivors": survivors,
+    }  # fmt: skip
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", type=int, default=100, help="mutants in all, the same number of each module")
@@ -131,7 +141,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     start, rng = time.monotonic(), random.Random(args.seed)
-    scores: dict[str, dict[str, object]] = {}
+    scores: dict[str, dict[str, int]] = {}
     planted = {name: plant((ROOT / "dpo_core" / f"{name}.py").read_text("utf-8")) for name in args.modules}
     chosen = {name: rng.sample(every, min(len(every), args.sample // len(planted))) for name, every in planted.items()}
     survivors: list[dict[str, object]] = []
@@ -158,13 +168,7 @@ def main() -> None:
             file.write_text(right, encoding="utf-8")
             scores[name] = {"possible": len(planted[name]), "tried": tried, "killed": killed}
             print(name, scores[name], flush=True)
-    tried, killed = (sum(int(str(score[key])) for score in scores.values()) for key in ("tried", "killed"))
-    results = {
-        **provenance(), "seed": args.seed, "tried": tried, "killed": killed, "score": round(killed / max(1, tried), 3),
-        "modules": scores, "survivors": survivors,
-    }  # fmt: skip
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({key: results[key] for key in ("tried", "killed", "score")}))
+            keep(args.seed, scores, survivors)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
 """How a step's time and memory grow: with length, batch, prompt share, vocabulary and model size.
 
 Run as ``python benchmarks/scaling.py``. Every point is a process of its own; results go to
-``benchmarks/results/scaling.json``.
+``benchmarks/results/scaling.json``. The largest model takes 16 GB.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from engine import END, SHAPES, Work, peak_mb, train_ours
+from engine import BETA, END, RATE, SHAPES, Work, now, our_trainer, peak_mb
 from machine import provenance
 
 from dpo_core.model import GPT, GPTConfig
@@ -24,11 +25,9 @@ HH = (124, 42, 52)  # mean tokens of prompt, chosen and rejected in HH-RLHF's ha
 BASE = {"model": "gpt2", "vocab_size": 50257, "batch_size": 2, "lengths": HH}
 
 SWEEPS: dict[str, list[dict]] = {
-    "tokens of the prompt": [BASE | {"lengths": (p, 64, 64)} for p in (32, 128, 256, 512, 896)],
-    "pairs in a batch": [BASE | {"batch_size": b} for b in (1, 2, 4, 8, 16)],
-    "prompt's share of 512 tokens": [
-        BASE | {"lengths": (p, (512 - p) // 2, (512 - p) // 2)} for p in (64, 192, 320, 448)
-    ],
+    "tokens of the prompt": [BASE | {"lengths": (p, 64, 64)} for p in (32, 256, 512, 896)],
+    "pairs in a batch": [BASE | {"batch_size": b} for b in (1, 2, 4, 8)],
+    "prompt's share of 512 tokens": [BASE | {"lengths": (p, (512 - p) // 2, (512 - p) // 2)} for p in (64, 256, 448)],
     "tokens in the vocabulary": [BASE | {"vocab_size": v} for v in (50257, 100_000, 200_000)],
     "parameters": [BASE | {"model": name} for name in ("gpt2", "gpt2-medium", "gpt2-large")],
 }
@@ -51,29 +50,44 @@ def parameters(config: GPTConfig) -> int:
 
 
 def measure(point: dict) -> dict[str, float]:
-    """Fastest of three steps after one of warm-up, and the most memory the process held."""
+    """Faster one of two steps after a warm-up, and the most memory the process held."""
     draw = random.Random(0)
     pairs = [[[draw.randrange(END) for _ in range(n)] for n in point["lengths"]] for _ in range(point["batch_size"])]
-    work = Work(pairs, "", point["batch_size"], passes=3, precision="auto")
+    work = Work(pairs, "", point["batch_size"], passes=2, precision="auto")
     torch.manual_seed(0)
-    log = train_ours(GPT(shape(point)), work)
-    return {"seconds": min(log.seconds[1:]), "peak_mb": peak_mb(work.device)}
+    trainer, seconds = our_trainer(GPT(shape(point)), work), []
+    trainer.reference = {"training": torch.zeros(len(pairs), 2)}
+    for _ in work.schedule():
+        start = now(work.device)
+        trainer._update(list(range(len(pairs))), BETA, RATE)
+        seconds.append(now(work.device) - start)
+    return {"seconds": min(seconds[1:]), "peak_mb": peak_mb(work.device)}
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        return print("\n" + json.dumps(measure(json.loads(sys.argv[1]))))
-    sweeps = {}
-    for name, points in SWEEPS.items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SHAPES, default="gpt2", help="of all points but those of the last sweep")
+    parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.point:
+        return print("\n" + json.dumps(measure(json.loads(options.point))))
+    sweeps: dict[str, list[dict]] = {}
+    for name in options.sweeps:
         sweeps[name] = []
-        for point in points:
-            command = [sys.executable, __file__, json.dumps(point)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        for point in SWEEPS[name]:
+            if point["model"] == "gpt2":
+                point = point | {"model": options.model}
+            command = [sys.executable, __file__, "--point", json.dumps(point)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{point} failed:\n{done.stderr[-3000:]}")
             found = json.loads(done.stdout.strip().splitlines()[-1])
             sweeps[name].append({"x": AXES[name](point)} | point | found)
             print(name, sweeps[name][-1], flush=True)
-    record = provenance() | {"base": BASE, "gpt2": asdict(SHAPES["gpt2"]), "sweeps": sweeps}
-    file = ROOT / "benchmarks" / "results" / "scaling.json"
+    record = provenance() | {"base": BASE | {"model": options.model}, "sweeps": sweeps}
+    file = options.results / "scaling.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
