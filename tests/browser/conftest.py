@@ -33,7 +33,7 @@ class Book:
     @property
     def pages(self) -> list[str]:
         """Every page but the technical ones, as a path in the folder."""
-        skipped = {"genindex.html", "search.html", "index.html", "py-modindex.html"}
+        skipped = {"genindex.html", "search.html", "index.html", "py-modindex.html", "print.html"}
         found = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*.html"))
         return [page for page in found if page not in skipped and not page.startswith(("_modules", "_static"))]
 
