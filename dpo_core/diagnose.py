@@ -163,8 +163,8 @@ MACHINERY: dict[str, Rule] = {
 def _swapped(c: Curves) -> str | None:
     margin, held_out = c.late("rewards/margins"), c.end("eval_rewards/margins")
     accuracy = c.end("eval_rewards/accuracies")
-    # The mirror image. Mere overfitting brings the held-out margin to 0, not far below.
-    if margin <= 0 or held_out > -margin / 4 or accuracy > 0.5:
+    # The mirror image. Overfitting and noise bring the margin near 0 and the accuracy near one half, not far below.
+    if margin <= 0 or held_out > -margin / 4 or accuracy >= NEAR_HALF[0]:
         return None
     return f"margin {margin:+.2f} in training but {held_out:+.2f} held out, where accuracy is {accuracy:.2f}"
 

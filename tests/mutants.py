@@ -228,7 +228,7 @@ MUTANTS = [
         "self.beta + (end - self.beta) * step", "end + (self.beta - end) * step",
     ),
     mutant(
-        "gradients are not clipped", "trainer.py", "trainer",
+        "gradients are not clipped", "trainer.py", "mutants_trainer",
         "clip_grad_norm_(self.parameters, self.config.max_grad_norm)", "clip_grad_norm_(self.parameters, 1e9)",
     ),
     mutant(
@@ -317,7 +317,7 @@ MUTANTS = [
     # What reads the curves
     mutant(
         "exchanged labels are looked for in training alone", "diagnose.py", "diagnose",
-        "if margin <= 0 or held_out > -margin / 4 or accuracy > 0.5:", "if margin >= 0:",
+        "if margin <= 0 or held_out > -margin / 4 or accuracy >= NEAR_HALF[0]:", "if margin >= 0:",
     ),
     mutant(
         "every fall is harmless", "diagnose.py", "diagnose",

@@ -138,6 +138,7 @@ def test_a_healthy_run_is_healthy():
     "near",
     [
         {"eval_rewards/margins": -0.05, "eval_rewards/accuracies": 0.48},  # overfitted, not swapped
+        {"eval_rewards/margins": -0.5, "eval_rewards/accuracies": 0.45},  # on average far off, but hardly in more pairs
         {"eval_rewards/margins": -0.7, "eval_rewards/accuracies": 0.7},  # a few pairs far off
         {"loss": 0.02, "eval_loss": 0.06},  # easy pairs
         {"loss": 0.9},  # training batches of a bad hour; held out it is fine

@@ -166,6 +166,8 @@ def test_evaluations_are_comparable_under_a_schedule(make):
 def test_the_learning_rate_warms_up(make):
     config = DPOConfig(learning_rate=1.0, warmup_steps=4)
     assert [config.learning_rate_at(step) for step in (0, 1, 3, 4, 100)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    for few in (0, 1):  # no rise
+        assert DPOConfig(learning_rate=1.0, warmup_steps=few).learning_rate_at(0) == 1.0
     history = make(learning_rate=1e-3, warmup_steps=2, log_every=1).train(progress=False)
     assert history.column("learning_rate")[1] == [5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3]
 
@@ -419,6 +421,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(make, tmp_path):
     with pytest.raises(
         InputError, match=r"step 1 is not finite, at pairs.jsonl:7; .* saved as .*step-000000.* is prompt \"Ask 6\?\""
     ):
+        trainer.train(progress=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step_though_the_loss_is(make, monkeypatch):
+    trainer = make(val_share=0, batch_size=10)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+    with pytest.raises(InputError, match=r"step 1 is not finite, at pairs.jsonl:\d+, .*nothing was saved"):
         trainer.train(progress=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
 

@@ -1,0 +1,23 @@
+"""What ``tests/mutants.py`` found unguarded in the trainer."""
+
+from __future__ import annotations
+
+import pytest
+
+from dpo_core.trainer import DPOConfig, DPOTrainer
+
+
+@pytest.mark.parametrize("batch_size", [8, 3])
+def test_the_optimiser_gets_the_clipped_gradient_and_the_log_its_length_before(tiny_model, encoding, pairs, batch_size):
+    config = DPOConfig(steps=3, batch_size=batch_size, grad_accum=1, val_share=0, log_every=1, max_grad_norm=1e-3)
+    trainer = DPOTrainer(tiny_model, encoding, pairs, config)
+    lengths, step = [], trainer.optimizer.step
+
+    def watched(*arguments, **settings):
+        lengths.append(sum(float(p.grad.square().sum()) for p in trainer.parameters) ** 0.5)
+        return step(*arguments, **settings)
+
+    trainer.optimizer.step = watched
+    _, logged = trainer.train(progress=False).column("grad_norm")
+    assert lengths == pytest.approx([1e-3] * 3, rel=1e-2)
+    assert min(logged) > 1e-2
