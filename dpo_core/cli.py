@@ -31,6 +31,7 @@ from dpo_core.evaluate import wilson_interval
 from dpo_core.generate import Generation, generate
 from dpo_core.logprobs import reference_logps
 from dpo_core.lora import LoRAConfig, adapters, add_lora, count_parameters, load_merged
+from dpo_core.losses import LOSSES
 from dpo_core.model import GPT, PUBLISHED, GPTConfig
 from dpo_core.precision import PRECISIONS
 from dpo_core.pretrain import Document, LMConfig, text_documents, train_lm
@@ -186,6 +187,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lr", type=POSITIVE, help="learning rate; if not given, 1e-4 for pocket and 1e-6 for GPT-2")
     add("--batch-size", type=COUNT, default=8, help="pairs per forward pass; lower it if memory runs out")
     add("--grad-accum", type=COUNT, default=1, help="forward passes per step")
+    add("--loss", default="sigmoid", choices=LOSSES, help="sigmoid is DPO; the others are variants of it")
+    add("--sft-weight", type=NOT_NEGATIVE, default=0.0, help="how much fine-tuning on the chosen answers is added")
     add("--label-smoothing", type=SHARE, default=0.0, help="share of labels taken to be wrong, below 0.5")
     add("--max-length", type=COUNT, help="tokens of prompt and one answer; the model's context if not given")
     add("--val", type=Path, metavar="FILE", help="validation pairs, instead of a share of --data")
@@ -370,6 +373,8 @@ def _train(args: argparse.Namespace) -> None:
         beta=args.beta,
         beta_end=args.beta_schedule,
         label_smoothing=args.label_smoothing,
+        loss=args.loss,
+        loss_settings={"sft_weight": args.sft_weight} if args.sft_weight else {},
         steps=args.steps,
         batch_size=args.batch_size,
         grad_accum=args.grad_accum,

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import wraps
 from itertools import islice
 from pathlib import Path
@@ -61,9 +61,10 @@ from dpo_core.distributed import (
     world_size,
 )
 from dpo_core.errors import InputError, shown
+from dpo_core.kto import mismatch
 from dpo_core.logprobs import pair_logps, reference_logps
 from dpo_core.lora import adapter_off, adapters
-from dpo_core.losses import dpo_loss
+from dpo_core.losses import PairLogps, PairLoss, choose_loss
 from dpo_core.metrics import History, MetricSums, log_line, preference_metrics
 from dpo_core.model import GPT
 from dpo_core.precision import PRECISIONS, autocast, choose
@@ -85,6 +86,9 @@ class DPOConfig:
     (LoRA): the same for more time and no memory. It is the wrong reference if the adapter was trained before, as by
     fine-tuning, since off, that is undone too; it is refused then. Merge the adapter first and add a new one.
 
+    The ``loss`` is one of ``LOSSES``, with settings as ``choose_loss`` takes them; "sigmoid" with label smoothing is
+    "cdpo", as in TRL.
+
     >>> DPOConfig(beta=1.0, beta_end=2.0, steps=3).beta_at(1)
     1.5
     """
@@ -92,6 +96,8 @@ class DPOConfig:
     beta: float = 0.1  # weight of the KL term: higher keeps the policy closer to the reference
     beta_end: float | None = None  # beta moves there in a straight line; rising, it tightens the leash
     label_smoothing: float = 0.0  # share of labels assumed wrong: higher trusts them less and keeps margins smaller
+    loss: str = "sigmoid"  # DPO, or another one of the family in LOSSES
+    loss_settings: dict[str, float] = field(default_factory=dict)  # such as {"sft_weight": 0.1}: higher ties it more
     steps: int = 200  # optimiser steps: more move the policy further, and some day too far
     batch_size: int = 8  # pairs per forward pass: lower takes less memory and more time, with the same result
     grad_accum: int = 1  # forward passes per step: higher gives calmer gradients, not more memory
@@ -122,10 +128,17 @@ class DPOConfig:
         self._require("precision", " or ".join(PRECISIONS), lambda value: value in PRECISIONS)
         self._require("reference", " or ".join(REFERENCES), lambda value: value in REFERENCES)
         self._require("parallel", " or ".join(PARALLEL), lambda value: value in PARALLEL)
+        self.pair_loss()
 
     def _require(self, name: str, what: str, fine: Callable[[Any], bool]) -> None:
         if not fine(getattr(self, name)):
             raise InputError(f"{name} is {getattr(self, name)!r}; it must be {what}")
+
+    def pair_loss(self) -> Callable[[PairLogps, float], PairLoss]:
+        """What ``choose_loss`` makes of ``loss`` and its settings."""
+        smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
+        name = "cdpo" if self.loss == "sigmoid" and smoothing else self.loss
+        return choose_loss(name, **(smoothing | self.loss_settings))
 
     def beta_at(self, step: int) -> float:
         """Beta of the update that follows ``step`` finished ones."""
@@ -180,7 +193,7 @@ class DPOTrainer:
         output: str | Path | None = None,
         val_pairs: Sequence[PreferencePair] | None = None,
     ) -> None:
-        self.model, self.encoding, self.config = model, encoding, config
+        self.model, self.encoding, self.config, self.loss = model, encoding, config, config.pair_loss()
         self.output = None if output is None else writable_folder(output)
         self.start = model.origin
         if self.output and Path(self.start).is_absolute():
@@ -195,14 +208,16 @@ class DPOTrainer:
             self.training, self.validation = self.audit.kept, self.val_audit.kept
         if config.patience and not self.validation:
             raise InputError("patience needs validation pairs; give some, or a val_share above 0")
+        # Each answer under a prompt that is not its own, of which only kto wants to know.
+        sets = {"training": self.training, "validation": self.validation} if config.loss == "kto" else {}
+        self.mismatched = {name: _mismatched(encoded, max_length) for name, encoded in sets.items()}
         self.precision = choose(config.precision, model.device)
         if anywhere(self.precision == "float32"):
             self.precision = "float32"
         # fp16 has so small a range that gradients are scaled up to stay in it.
         self.scaler = torch.amp.GradScaler(model.device.type, init_scale=2.0**12, enabled=self.precision == "fp16")
-        self.key = fingerprint(
-            model, [self.training, self.validation], (self.precision, config.batch_size, config.reference)
-        )
+        settings = (self.precision, config.batch_size, config.reference, *self.mismatched)
+        self.key = fingerprint(model, [self.training, self.validation], settings)
         self.reference_model = copy.deepcopy(model).requires_grad_(False) if config.reference == "live" else None
         self.policy = parallel(model, config.parallel)  # the model, as all processes call it
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -299,7 +314,8 @@ class DPOTrainer:
         if at_start:
             self._check_start(policy, reference)
             policy = reference
-        loss, metrics = self._score(policy, reference, (batch.chosen_lengths, batch.rejected_lengths), beta)
+        lengths = batch.chosen_lengths, batch.rejected_lengths
+        loss, metrics = self._score(policy, reference, lengths, beta, self._drift("training", indices))
         values = gather(torch.stack(list(metrics.values()), dim=1), len(indices)).unbind(1)
         return loss[: owned(len(indices))], dict(zip(metrics, values))
 
@@ -310,12 +326,25 @@ class DPOTrainer:
         with torch.no_grad(), adapter_off(self.model) if self.reference_model is None else nullcontext():
             return pair_logps(self.reference_model or self.policy, batch)
 
+    def _drift(self, name: str, indices: list[int]) -> Tensor | None:
+        """(2 B,) log-ratios of these pairs' answers under prompts that are not theirs; nothing if not kto."""
+        if not self.mismatched:
+            return None
+        now = self._logps([self.mismatched[name][i] for i in indices])
+        return (now - self.reference[f"mismatched {name}"][indices]).flatten().to(self.model.device)
+
     def _score(
-        self, policy: Sequence[Tensor], reference: Sequence[Tensor], lengths: Sequence[Tensor], beta: float
+        self,
+        policy: Sequence[Tensor],
+        reference: Sequence[Tensor],
+        lengths: Sequence[Tensor],
+        beta: float,
+        mismatched: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        (chosen, rejected), (reference_chosen, reference_rejected) = policy, reference
-        out = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta, self.config.label_smoothing)
-        return out.loss, preference_metrics(out, chosen, rejected, reference_chosen, *lengths)
+        (chosen, rejected), (reference_chosen, reference_rejected), (n_w, n_l) = policy, reference, lengths
+        logps = PairLogps(chosen, rejected, reference_chosen, reference_rejected, n_w, n_l, mismatched)
+        out = self.loss(logps, beta)
+        return out.loss, preference_metrics(out, chosen, rejected, reference_chosen, n_w, n_l)
 
     def _start(self, indices: list[int]) -> dict[str, float]:
         """Metrics before any update, when the policy is the reference; that it is, is checked.
@@ -351,7 +380,8 @@ class DPOTrainer:
         policy = self._logps(self.validation).unbind(1)
         reference = self.reference["validation"].unbind(1)
         lengths = torch.tensor([[len(e.chosen), len(e.rejected)] for e in self.validation]).unbind(1)
-        _, metrics = self._score(policy, reference, lengths, self.config.beta)
+        drift = self._drift("validation", [*range(len(self.validation))])
+        _, metrics = self._score(policy, reference, lengths, self.config.beta, drift)
         return {f"eval_{name}": float(values.mean()) for name, values in metrics.items()}
 
     def kept_row(self) -> dict[str, float]:
@@ -401,6 +431,7 @@ class DPOTrainer:
         sets = {"validation": self.validation}
         if self.config.reference == "cached":
             sets["training"] = self.training
+        sets |= {f"mismatched {name}": encoded for name, encoded in self.mismatched.items()}
         return {name: self._logps(encoded, progress=True) for name, encoded in sets.items()}
 
     def _logps(self, encoded: Sequence[EncodedPair], progress: bool = False) -> Tensor:
@@ -454,6 +485,13 @@ class DPOTrainer:
         }
         folder = save_checkpoint(self.output, self.step, self.model, self.optimizer, state, self.best)
         return f"saved as {folder}, from where train(resume=True), or --resume, goes on"
+
+
+def _mismatched(encoded: Sequence[EncodedPair], max_length: int) -> list[EncodedPair]:
+    """The pairs with their prompts exchanged; of a prompt for which there is no room the beginning is left out."""
+    lenders = mismatch([e.pair.prompt for e in encoded])
+    rooms = [max(1, max_length - max(len(e.chosen), len(e.rejected))) for e in encoded]
+    return [replace(e, prompt=encoded[j].prompt[-room:]) for e, j, room in zip(encoded, lenders, rooms)]
 
 
 def _check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> int:

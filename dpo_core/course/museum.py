@@ -26,7 +26,7 @@ from dpo_core.generate import Generation, generate
 from dpo_core.metrics import History
 from dpo_core.model import GPT
 from dpo_core.pocket.corpus import dialogues, preference_pairs
-from dpo_core.pocket.judge import PocketJudge
+from dpo_core.pocket.judge import PocketJudge, RewardWeights
 from dpo_core.pocket.world import questions
 from dpo_core.tokenizer import load_tokenizer
 from dpo_core.trainer import DPOConfig, DPOTrainer
@@ -46,15 +46,29 @@ WARD = 10  # who lies there is drawn from this
 RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "museum.json"
 
 
-@lru_cache(maxsize=2)
-def pairs(seed: int) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Short pairs of the pocket world, all labelled rightly: 400 to train on, and 48 with other prompts held out."""
-    encoding, judge = load_tokenizer("pocket"), PocketJudge()
-    drawn = preference_pairs(1600, seed, judge, longer_chosen=0.5)
+@lru_cache(maxsize=4)
+def pairs(
+    seed: int,
+    training: int = TRAINING,
+    held_out: int = HELD_OUT,
+    weights: RewardWeights | None = None,
+    longer_chosen: float | None = 0.5,
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Short pairs of the pocket world, all labelled rightly: some to train on, and some with other prompts held out.
+
+    Args:
+        seed: of the drawing.
+        training: how many, at most.
+        held_out: how many.
+        weights: of the judge who labels, the true ones if not given.
+        longer_chosen: share of pairs in which the longer answer is the better one; as it comes if None.
+    """
+    encoding, judge = load_tokenizer("pocket"), PocketJudge(weights)
+    drawn = preference_pairs(4 * training, seed, judge, longer_chosen=longer_chosen)
     short = [pair for pair in drawn if len(encode_pair(encoding, pair)) <= LONGEST]
-    held_out = short[-HELD_OUT:]
-    asked = {same_prompt(pair.prompt) for pair in held_out}
-    return [pair for pair in short if same_prompt(pair.prompt) not in asked][:TRAINING], held_out
+    kept = short[-held_out:]
+    asked = {same_prompt(pair.prompt) for pair in kept}
+    return [pair for pair in short if same_prompt(pair.prompt) not in asked][:training], kept
 
 
 def swap(pair: PreferencePair) -> PreferencePair:

@@ -1,0 +1,45 @@
+"""The runs that a chapter compares, each with three seeds, and what was measured on their way.
+
+Run as ``python benchmarks/sweep.py 08``, with names of runs behind it to make only these anew. It writes
+``benchmarks/results/sweep_08.json`` after every run, and goes on with what is missing there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib import import_module
+
+import torch
+from machine import provenance
+from museum import model_hash
+
+from dpo_core.course.sweeps import RESULTS, SEEDS, Run, follow, to_json
+
+
+def main(chapter: str, anew: list[str]) -> None:
+    runs, file = import_module(f"dpo_core.course.sweeps.chapter_{chapter}"), RESULTS / f"sweep_{chapter}.json"
+    every = runs.RUNS | getattr(runs, "SAMPLED", {})
+    kept = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
+    done = {(e["seed"], e["name"]): e for e in kept if e["name"] in every and e["name"] not in anew}
+    head = provenance() | {"command": f"python benchmarks/sweep.py {chapter}", "model": model_hash()}
+    for seed in SEEDS:
+        for name, make in every.items():
+            if (seed, name) in done:
+                continue
+            started = time.process_time()
+            made = make(seed)
+            run = made if isinstance(made, Run) else follow(name, seed, made, runs.STATIONS)
+            done[seed, name] = to_json(run) | {"cpu_seconds": round(time.process_time() - started)}
+            last, cpu = run.stations[-1], done[seed, name]["cpu_seconds"]
+            reward = sum(last.rewards) / len(last.rewards)
+            print(f"seed {seed}  {name:28} KL {last.kl:7.3f}  reward {reward:6.3f}  {cpu:4} s", flush=True)
+            lines = ",\n  ".join(json.dumps(done[key]) for key in sorted(done))
+            text = json.dumps({**head, "runs": []}, indent=1).removesuffix("[]\n}") + f"[\n  {lines}\n ]\n}}\n"
+            file.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1], sys.argv[2:])

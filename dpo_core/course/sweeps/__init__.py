@@ -1,0 +1,162 @@
+"""Runs of the pocket model that chapters 08 to 10 compare: what each of them spent in KL, and what it gained.
+
+Every chapter has a module here with ``RUNS``, functions from a seed to a trainer by name. ``benchmarks/sweep.py`` runs
+them all and keeps what ``follow`` measured; the notebooks read that with ``recorded`` and run a small part again.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from dpo_core.evaluate import _answer_kl
+from dpo_core.generate import encode_prompt, generate
+from dpo_core.metrics import History
+from dpo_core.model import GPT
+from dpo_core.pocket.corpus import dialogues
+from dpo_core.pocket.judge import PocketJudge
+from dpo_core.pocket.world import questions
+from dpo_core.pretrain import language_model_loss
+from dpo_core.sft import Example, sft_documents
+from dpo_core.tokenizer import load_tokenizer
+from dpo_core.trainer import DPOTrainer
+
+__all__ = ["HELD_OUT", "SEEDS", "SEEN", "STATIONS", "Run", "Station", "follow", "interval", "perplexity", "recorded"]
+
+SEEDS = (0, 1, 2)
+STATIONS = (5, 15, 30, 60)  # steps at which a run is measured
+HELD_OUT = [q.text for q in questions(held_out=True)][::5][:48]  # topics that occur in no pair
+SEEN = [q.text for q in questions(held_out=False)][::13][:32]  # topics of the pairs
+LONGEST = 120  # tokens of a sample
+RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
+
+
+Exhibits = dict[str, Callable[[int], DPOTrainer]]  # from a seed to a trainer, by name
+
+
+@dataclass(frozen=True)
+class Station:
+    """What one answer a question, sampled at temperature 1, says of a model."""
+
+    step: int
+    kl: float  # from the reference, nats an answer, over both sets of questions
+    rewards: list[float]  # the judge's, of the answers about held-out topics, in the order of HELD_OUT
+    seen_rewards: list[float]  # about the topics of the pairs, in the order of SEEN
+    words: list[int]  # lengths of the answers about held-out topics
+    parsed: float  # share of those answers that the judge can read
+    perplexity: float  # on dialogues as the model was pretrained on, held-out topics
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's curves, and what was measured on its way."""
+
+    name: str
+    seed: int
+    history: History
+    stations: list[Station]
+
+    def at(self, step: int) -> Station:
+        """The station of that step."""
+        return next(station for station in self.stations if station.step == step)
+
+
+def follow(
+    name: str, seed: int, trainer: DPOTrainer, stations: Sequence[int] = STATIONS, prompts: int | None = None
+) -> Run:
+    """Train, and measure before the first step, at each station and in the end.
+
+    Args:
+        name: of the run.
+        seed: that its trainer was made with.
+        trainer: of the shipped model, before its first step; it logs at the stations, too.
+        stations: steps.
+        prompts: questions of each set that are asked; all if not given.
+    """
+    reference = copy.deepcopy(trainer.model).eval()
+    seen: list[Station] = []
+
+    def on_log(history: History) -> None:
+        if (step := int(history.rows[-1]["step"])) in (0, *stations, trainer.config.steps):
+            seen.append(_measure(trainer.model, reference, step, prompts) if step else _start(prompts))
+
+    return Run(name, seed, trainer.train(progress=False, on_log=on_log), seen)
+
+
+@lru_cache(maxsize=2)
+def _start(prompts: int | None) -> Station:
+    """The shipped model's, from which all runs start."""
+    model = GPT.from_pretrained("pocket").eval()
+    return _measure(model, model, 0, prompts)
+
+
+def _measure(model: GPT, reference: GPT, step: int, prompts: int | None) -> Station:
+    encoding, judge = load_tokenizer("pocket"), PocketJudge()
+    asked = [*HELD_OUT[:prompts], *SEEN[:prompts]]
+    answers = generate(model, encoding, asked, max_new_tokens=LONGEST, seed=0)
+    samples = [(encode_prompt(reference, encoding, answer.prompt), answer.ids) for answer in answers]
+    kl = statistics.mean(
+        float(value)
+        for at in range(0, len(samples), 16)
+        for value in _answer_kl(model, reference, samples[at : at + 16], encoding.n_vocab)
+    )
+    rewards = [judge.score(answer.prompt, answer.text) for answer in answers]
+    held_out = [judge.features(answer.prompt, answer.text) for answer in answers[: len(HELD_OUT[:prompts])]]
+    return Station(
+        step,
+        round(kl, 4),
+        rewards[: len(held_out)],
+        rewards[len(held_out) :],
+        [features.words for features in held_out],
+        round(sum(features.parsed for features in held_out) / len(held_out), 4),
+        round(perplexity(model), 4),
+    )
+
+
+@torch.no_grad()
+def perplexity(model: GPT, count: int = 48) -> float:
+    """Of a model on answers as in its pretraining, about held-out topics: e to the mean nats of a token."""
+    examples = [Example(d.prompt, d.answer) for d in islice(dialogues(0, held_out=True), count)]
+    total, tokens = language_model_loss(
+        model, sft_documents(load_tokenizer("pocket"), examples, model.config.n_positions)
+    )
+    return math.exp(total.item() / tokens)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of a few seeds' values with its 95 % interval by Student's t.
+
+    >>> interval([1.0, 2.0, 3.0])
+    (2.0, -0.484..., 4.484...)
+    """
+    t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}[len(values)]
+    mean, half = statistics.mean(values), t * statistics.stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def to_json(run: Run) -> dict[str, object]:
+    """A run for the record, curves to four digits."""
+    rows = [{key: float(f"{value:.4g}") for key, value in row.items()} for row in run.history.rows]
+    return {"name": run.name, "seed": run.seed, "history": rows, "stations": [asdict(s) for s in run.stations]}
+
+
+def from_json(entry: dict) -> Run:
+    """The opposite of ``to_json``."""
+    stations = [Station(**station) for station in entry["stations"]]
+    return Run(entry["name"], entry["seed"], History(entry["history"]), stations)
+
+
+@lru_cache
+def recorded(chapter: str) -> dict[tuple[str, int], Run]:
+    """The record of a chapter's runs by name and seed; made by ``python benchmarks/sweep.py CHAPTER``."""
+    entries = json.loads((RESULTS / f"sweep_{chapter}.json").read_text(encoding="utf-8"))["runs"]
+    return {(run.name, run.seed): run for run in map(from_json, entries)}

@@ -1,0 +1,186 @@
+"""Chapter 10's runs: each loss of the family on data that has the trouble it was made for, and DPO on own samples."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+from dpo_core.course.museum import LONGEST as LONGEST_PAIR
+from dpo_core.course.museum import pairs, swap, trainer
+from dpo_core.course.sweeps import LONGEST, Exhibits, Run, Station, _measure
+from dpo_core.data import PreferencePair, encode_pair, same_prompt
+from dpo_core.generate import generate
+from dpo_core.metrics import History
+from dpo_core.model import GPT
+from dpo_core.pocket.judge import PocketJudge
+from dpo_core.pocket.world import load_world, questions
+from dpo_core.tokenizer import load_tokenizer
+from dpo_core.trainer import DPOTrainer
+
+__all__ = ["RUNS", "SAMPLED", "STATIONS", "STEPS", "judged_samples", "mislabelled", "rounds", "similar"]
+
+STEPS = 36  # of eight pairs
+STATIONS = (STEPS,)
+PAIRS, VALIDATION = 8 * STEPS, 96  # as many as the steps see once
+FEW, FEWER = 48, 16  # pairs that are met six times, and eighteen times
+WRONG = 0.3  # share of labels that robust, cdpo and ipo are tried with
+CLEAN_RATE, NOISY_RATE = 2e-4, 3e-4
+Makes = Callable[..., DPOTrainer]
+
+
+# Data with a trouble
+
+
+def mislabelled(seed: int, share: float, count: int = FEW) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """A few pairs, that share of them with exchanged labels, and rightly labelled ones held out.
+
+    The pairs with wrong labels at a small share are among those at a larger one.
+    """
+    training, held_out = pairs(seed, PAIRS, VALIDATION)
+    order = random.Random(seed).sample(range(count), count)
+    wrong = set(order[: round(share * count)])
+    return [swap(pair) if i in wrong else pair for i, pair in enumerate(training[:count])], held_out
+
+
+@lru_cache(maxsize=4)
+def similar(
+    seed: int, training: int = PAIRS, held_out: int = VALIDATION
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Pairs whose answers are three facts; in the rejected one, one of them is a fact about something else."""
+    rng, encoding = random.Random(seed), load_tokenizer("pocket")
+    asked = [question for question in questions(held_out=False) if question.kind == "topic"]
+    topics = {topic.id: topic for topic in load_world().topics if not topic.held_out}
+    found: list[PreferencePair] = []
+    while len(found) < 3 * training:
+        question = rng.choice(asked)
+        said = [rng.choice(wordings) for wordings in rng.sample(topics[question.about.id].facts, 3)]
+        other = rng.choice([topic for name, topic in topics.items() if name != question.about.id])
+        beside, at = rng.choice(rng.choice(other.facts)), rng.randrange(3)
+        pair = PreferencePair(question.text, " ".join(said), " ".join([*said[:at], beside, *said[at + 1 :]]))
+        if len(encode_pair(encoding, pair)) <= LONGEST_PAIR:
+            found.append(pair)
+    kept = found[-held_out:]
+    prompts = {same_prompt(pair.prompt) for pair in kept}
+    return [pair for pair in found if same_prompt(pair.prompt) not in prompts][:training], kept
+
+
+# Runs on such data; each call of a trainer loads the model anew
+
+
+def _run(seed: int, data: tuple[list[PreferencePair], list[PreferencePair]], settings: dict[str, object]) -> DPOTrainer:
+    usual: dict[str, object] = {"steps": STEPS, "eval_every": STEPS, "log_every": 3, "learning_rate": CLEAN_RATE}
+    training, held_out = data
+    return trainer(seed, training, held_out, **(usual | settings))
+
+
+def clean(seed: int, **settings: object) -> DPOTrainer:
+    """Pairs without a trouble, each met once."""
+    return _run(seed, pairs(seed, PAIRS, VALIDATION), settings)
+
+
+def noisy(seed: int, share: float, **settings: object) -> DPOTrainer:
+    """A few pairs met six times, at a high rate, so that wrong labels can be learnt by heart."""
+    return _run(seed, mislabelled(seed, share), {"learning_rate": NOISY_RATE, "beta": 0.3} | settings)
+
+
+def certain(seed: int, **settings: object) -> DPOTrainer:
+    """Sixteen pairs met eighteen times: whatever they say, they always say it."""
+    training, held_out = pairs(seed, PAIRS, VALIDATION)
+    return _run(seed, (training[:FEWER], held_out), {"learning_rate": NOISY_RATE} | settings)
+
+
+def alike(seed: int, **settings: object) -> DPOTrainer:
+    """Pairs that differ in one sentence."""
+    return _run(seed, similar(seed), settings)
+
+
+def longer(seed: int, **settings: object) -> DPOTrainer:
+    """Pairs of which nine in ten have the longer answer chosen."""
+    return _run(seed, pairs(seed, PAIRS, VALIDATION, None, 0.9), settings)
+
+
+def _with(make: Makes, loss: str, beta: float = 0.1, rate: float = CLEAN_RATE, **settings: float) -> Makes:
+    return partial(make, loss=loss, beta=beta, learning_rate=rate, loss_settings=settings)
+
+
+def _noisy(share: float, loss: str, beta: float = 0.3, **settings: float) -> Makes:
+    return _with(partial(noisy, share=share), loss, beta, NOISY_RATE, **settings)
+
+
+# A mean over a token is about a thirtieth of a sum over an answer, so losses of means need a larger beta. IPO's of 2
+# is a target of a quarter of a nat a token. What holds no reference gets half the rate.
+RUNS: Exhibits = {
+    **{f"sigmoid, noise {share:g}": _noisy(share, "sigmoid") for share in (0, 0.2, WRONG, 0.4)},
+    f"robust, noise {WRONG:g}": _noisy(WRONG, "robust", label_smoothing=WRONG),
+    f"cdpo, noise {WRONG:g}": _noisy(WRONG, "cdpo", label_smoothing=WRONG),
+    f"ipo, noise {WRONG:g}": _noisy(WRONG, "ipo", 2.0),
+    "sigmoid, certain": _with(certain, "sigmoid", rate=NOISY_RATE),
+    "ipo, certain": _with(certain, "ipo", 2.0, NOISY_RATE),
+    "sigmoid, alike": _with(alike, "sigmoid"),
+    "dpop, alike": _with(alike, "dpop", penalty=5.0),
+    "sigmoid and sft, alike": _with(alike, "sigmoid", sft_weight=1.0),
+    "sigmoid, longer": _with(longer, "sigmoid"),
+    "sigmoid_norm, longer": _with(longer, "sigmoid_norm", 3.0),
+    "simpo, longer": _with(longer, "simpo", 2.0, CLEAN_RATE / 2, gamma=0.5),
+    "sigmoid, clean": _with(clean, "sigmoid"),
+    **{f"{loss}, clean": _with(clean, loss) for loss in ("hinge", "apo_zero", "apo_down", "kto")},
+    **{f"{loss}, clean": _with(clean, loss, rate=CLEAN_RATE / 2) for loss in ("orpo", "sft")},
+}
+
+
+# On the model's own samples
+
+
+def judged_samples(model: GPT, count: int, seed: int) -> list[PreferencePair]:
+    """Pairs of two answers that a model gives to a question now, the judge's choice first.
+
+    Args:
+        model: who is asked.
+        count: pairs at most; what the judge finds equal, or what is no pair of short answers, is left out.
+        seed: of questions and samples.
+    """
+    encoding, judge = load_tokenizer("pocket"), PocketJudge()
+    asked = random.Random(seed).sample([question.text for question in questions(held_out=False)], round(1.4 * count))
+    sampled = [generate(model, encoding, asked, max_new_tokens=LONGEST, seed=2 * seed + k) for k in (0, 1)]
+    found: list[PreferencePair] = []
+    for first, second in zip(*sampled):
+        verdict = judge.prefers(first.prompt, first.text, second.text)
+        better, worse = (first, second) if verdict > 0 else (second, first)
+        if verdict and better.text.strip() and worse.text.strip() and better.ended and worse.ended:
+            found.append(PreferencePair(first.prompt, better.text, worse.text))
+    return found[:count]
+
+
+def rounds(seed: int, number: int, name: str, steps: int = STEPS, prompts: int | None = None) -> Run:
+    """Sample, judge, train, so many times; the reference stays the model of the start (Guo et al. 2402.04792).
+
+    Args:
+        seed: of questions, samples and order.
+        number: of rounds that share the steps; with one, all samples are the first model's.
+        name: of the run.
+        steps: of all rounds together.
+        prompts: of each set that is asked where the model is measured; all if not given.
+    """
+    model = GPT.from_pretrained("pocket")
+    reference = copy.deepcopy(model).eval()
+    rows: list[dict[str, float]] = []
+    seen: list[Station] = [_measure(model, reference, 0, prompts)]
+    _, held_out = pairs(seed, PAIRS, VALIDATION)
+    for k in range(number):
+        training = judged_samples(model, 8 * (steps // number), seed=100 * seed + k)
+        run = _run(seed + k, (training, held_out), {"steps": steps // number, "eval_every": steps // number})
+        run.model.load_state_dict(model.state_dict())  # its reference was computed before: the first model's
+        run._check_start = lambda *_: None  # type: ignore[method-assign]  # policy and reference differ, on purpose
+        done = k * (steps // number)
+        rows += [row | {"step": row["step"] + done} for row in run.train(progress=False).rows if row["step"] or k == 0]
+        model = run.model
+        seen.append(_measure(model, reference, done + steps // number, prompts))
+    return Run(name, seed, History(rows), seen)
+
+
+SAMPLED: dict[str, Callable[[int], Run]] = {  # whole runs, not trainers; their offline companion is "sigmoid, clean"
+    "own samples, one round": partial(rounds, number=1, name="own samples, one round"),
+    "own samples, three rounds": partial(rounds, number=3, name="own samples, three rounds"),
+}
