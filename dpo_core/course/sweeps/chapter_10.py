@@ -125,8 +125,8 @@ RUNS: Exhibits = {
     "sigmoid_norm, longer": _with(longer, "sigmoid_norm", 3.0),
     "simpo, longer": _with(longer, "simpo", 2.0, CLEAN_RATE / 2, gamma=0.5),
     "sigmoid, clean": _with(clean, "sigmoid"),
-    **{f"{loss}, clean": _with(clean, loss) for loss in ("hinge", "apo_zero", "apo_down", "kto")},
-    **{f"{loss}, clean": _with(clean, loss, rate=CLEAN_RATE / 2) for loss in ("orpo", "sft")},
+    **{f"{loss}, clean": _with(clean, loss) for loss in ("apo_zero", "kto")},
+    "orpo, clean": _with(clean, "orpo", rate=CLEAN_RATE / 2),
 }
 
 
