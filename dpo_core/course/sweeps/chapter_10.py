@@ -6,10 +6,11 @@ import copy
 import random
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 from dpo_core.course.museum import LONGEST as LONGEST_PAIR
 from dpo_core.course.museum import pairs, swap, trainer
-from dpo_core.course.sweeps import LONGEST, Exhibits, Run, Station, _measure
+from dpo_core.course.sweeps import LONGEST, Exhibits, Run, Station, _measure, _start
 from dpo_core.data import PreferencePair, encode_pair, same_prompt
 from dpo_core.generate import generate
 from dpo_core.metrics import History
@@ -19,41 +20,39 @@ from dpo_core.pocket.world import load_world, questions
 from dpo_core.tokenizer import load_tokenizer
 from dpo_core.trainer import DPOTrainer
 
-__all__ = ["RUNS", "SAMPLED", "STATIONS", "STEPS", "judged_samples", "mislabelled", "rounds", "similar"]
+__all__ = ["PAIRS_ONLY", "RUNS", "SAMPLED", "STATIONS", "STEPS", "judged_samples", "mislabelled", "rounds", "similar"]
 
 STEPS = 36  # of eight pairs
 STATIONS = (STEPS,)
-PAIRS, VALIDATION = 8 * STEPS, 96  # as many as the steps see once
-FEW, FEWER = 48, 16  # pairs that are met six times, and eighteen times
+PAIRS, DRAWN, VALIDATION = 8 * STEPS, 600, 144  # as many as the steps meet once; from more, as prompts are split off
+FEW = 16  # pairs that are met eighteen times
 WRONG = 0.3  # share of labels that robust, cdpo and ipo are tried with
-CLEAN_RATE, NOISY_RATE = 2e-4, 3e-4
+RATE, NOISY_RATE = 2e-4, 3e-4
 Makes = Callable[..., DPOTrainer]
 
 
 # Data with a trouble
 
 
-def mislabelled(seed: int, share: float, count: int = FEW) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """A few pairs, that share of them with exchanged labels, and rightly labelled ones held out.
+def mislabelled(seed: int, share: float, count: int = PAIRS) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Pairs, that share of them with exchanged labels, and rightly labelled ones held out.
 
     The pairs with wrong labels at a small share are among those at a larger one.
     """
-    training, held_out = pairs(seed, PAIRS, VALIDATION)
+    training, held_out = pairs(seed, DRAWN, VALIDATION)
     order = random.Random(seed).sample(range(count), count)
     wrong = set(order[: round(share * count)])
     return [swap(pair) if i in wrong else pair for i, pair in enumerate(training[:count])], held_out
 
 
 @lru_cache(maxsize=4)
-def similar(
-    seed: int, training: int = PAIRS, held_out: int = VALIDATION
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
+def similar(seed: int, training: int = 192, held_out: int = 64) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """Pairs whose answers are three facts; in the rejected one, one of them is a fact about something else."""
     rng, encoding = random.Random(seed), load_tokenizer("pocket")
     asked = [question for question in questions(held_out=False) if question.kind == "topic"]
     topics = {topic.id: topic for topic in load_world().topics if not topic.held_out}
     found: list[PreferencePair] = []
-    while len(found) < 3 * training:
+    while len(found) < 5 * training:
         question = rng.choice(asked)
         said = [rng.choice(wordings) for wordings in rng.sample(topics[question.about.id].facts, 3)]
         other = rng.choice([topic for name, topic in topics.items() if name != question.about.id])
@@ -66,68 +65,74 @@ def similar(
     return [pair for pair in found if same_prompt(pair.prompt) not in prompts][:training], kept
 
 
-# Runs on such data; each call of a trainer loads the model anew
+# Runs on such data; each trainer loads the model anew
 
 
-def _run(seed: int, data: tuple[list[PreferencePair], list[PreferencePair]], settings: dict[str, object]) -> DPOTrainer:
-    usual: dict[str, object] = {"steps": STEPS, "eval_every": STEPS, "log_every": 3, "learning_rate": CLEAN_RATE}
-    training, held_out = data
-    return trainer(seed, training, held_out, **(usual | settings))
+def _run(seed: int, data: tuple[list[PreferencePair], list[PreferencePair]], settings: dict[str, Any]) -> DPOTrainer:
+    usual: dict[str, Any] = {"steps": STEPS, "eval_every": STEPS, "log_every": 3, "learning_rate": RATE}
+    return trainer(seed, *data, **(usual | settings))
 
 
 def clean(seed: int, **settings: object) -> DPOTrainer:
     """Pairs without a trouble, each met once."""
-    return _run(seed, pairs(seed, PAIRS, VALIDATION), settings)
+    return _run(seed, pairs(seed, DRAWN, VALIDATION), settings)
 
 
 def noisy(seed: int, share: float, **settings: object) -> DPOTrainer:
-    """A few pairs met six times, at a high rate, so that wrong labels can be learnt by heart."""
-    return _run(seed, mislabelled(seed, share), {"learning_rate": NOISY_RATE, "beta": 0.3} | settings)
+    """As many, some with wrong labels; a rate and a beta at which margins grow until the loss is flat."""
+    return _run(seed, mislabelled(seed, share), settings)
 
 
 def certain(seed: int, **settings: object) -> DPOTrainer:
-    """Sixteen pairs met eighteen times: whatever they say, they always say it."""
-    training, held_out = pairs(seed, PAIRS, VALIDATION)
-    return _run(seed, (training[:FEWER], held_out), {"learning_rate": NOISY_RATE} | settings)
+    """A few pairs met eighteen times: whatever they say, they always say it."""
+    training, held_out = pairs(seed, DRAWN, VALIDATION)
+    return _run(seed, (training[:FEW], held_out), settings)
 
 
 def alike(seed: int, **settings: object) -> DPOTrainer:
-    """Pairs that differ in one sentence."""
-    return _run(seed, similar(seed), settings)
+    """Pairs that differ in one sentence; fewer steps do, as the answers are long and much happens."""
+    return _run(seed, similar(seed), {"steps": 24} | settings)
 
 
 def longer(seed: int, **settings: object) -> DPOTrainer:
     """Pairs of which nine in ten have the longer answer chosen."""
-    return _run(seed, pairs(seed, PAIRS, VALIDATION, None, 0.9), settings)
+    return _run(seed, pairs(seed, DRAWN, VALIDATION, None, 0.9), settings)
 
 
-def _with(make: Makes, loss: str, beta: float = 0.1, rate: float = CLEAN_RATE, **settings: float) -> Makes:
+def _with(make: Makes, loss: str, beta: float = 0.1, rate: float = RATE, **settings: float) -> Makes:
     return partial(make, loss=loss, beta=beta, learning_rate=rate, loss_settings=settings)
 
 
-def _noisy(share: float, loss: str, beta: float = 0.3, **settings: float) -> Makes:
+def _noisy(share: float, loss: str, beta: float = 1.0, **settings: float) -> Makes:
     return _with(partial(noisy, share=share), loss, beta, NOISY_RATE, **settings)
 
 
 # A mean over a token is about a thirtieth of a sum over an answer, so losses of means need a larger beta. IPO's of 2
 # is a target of a quarter of a nat a token. What holds no reference gets half the rate.
-RUNS: Exhibits = {
-    **{f"sigmoid, noise {share:g}": _noisy(share, "sigmoid") for share in (0, 0.2, WRONG, 0.4)},
+RUNS: Exhibits = {  # measured on samples in the end
+    "sigmoid, longer": _with(longer, "sigmoid"),
+    "sigmoid_norm, longer": _with(longer, "sigmoid_norm", 3.0),
+    "sigmoid, clean": _with(clean, "sigmoid"),
+    "simpo, longer": _with(longer, "simpo", 2.0, RATE / 2, gamma=0.5),
+}
+PAIRS_ONLY: Exhibits = {  # measured on held-out pairs only
+    **{f"sigmoid, noise {share:g}": _noisy(share, "sigmoid") for share in (WRONG, 0)},
     f"robust, noise {WRONG:g}": _noisy(WRONG, "robust", label_smoothing=WRONG),
     f"cdpo, noise {WRONG:g}": _noisy(WRONG, "cdpo", label_smoothing=WRONG),
     f"ipo, noise {WRONG:g}": _noisy(WRONG, "ipo", 2.0),
-    "sigmoid, certain": _with(certain, "sigmoid", rate=NOISY_RATE),
-    "ipo, certain": _with(certain, "ipo", 2.0, NOISY_RATE),
+    f"sigmoid of beta 0.3, noise {WRONG:g}": _noisy(WRONG, "sigmoid", 0.3),
+    "sigmoid and sft, alike": _with(alike, "sigmoid", sft_weight=1.0),
     "sigmoid, alike": _with(alike, "sigmoid"),
     "dpop, alike": _with(alike, "dpop", penalty=5.0),
-    "sigmoid and sft, alike": _with(alike, "sigmoid", sft_weight=1.0),
-    "sigmoid, longer": _with(longer, "sigmoid"),
-    "sigmoid_norm, longer": _with(longer, "sigmoid_norm", 3.0),
-    "simpo, longer": _with(longer, "simpo", 2.0, CLEAN_RATE / 2, gamma=0.5),
-    "sigmoid, clean": _with(clean, "sigmoid"),
-    **{f"{loss}, clean": _with(clean, loss) for loss in ("apo_zero", "kto")},
-    "orpo, clean": _with(clean, "orpo", rate=CLEAN_RATE / 2),
+    "sigmoid, certain": _with(certain, "sigmoid", rate=NOISY_RATE),
+    "ipo, certain": _with(certain, "ipo", 2.0, NOISY_RATE),
+    **{f"sigmoid, noise {share:g}": _noisy(share, "sigmoid") for share in (0.2, 0.4)},
 }
+
+
+def on_pairs_only(seed: int, name: str) -> Run:
+    """A run whose model is not sampled: its one station is that of the shipped model."""
+    return Run(name, seed, PAIRS_ONLY[name](seed).train(progress=False), [_start(None)])
 
 
 # On the model's own samples
@@ -154,7 +159,9 @@ def judged_samples(model: GPT, count: int, seed: int) -> list[PreferencePair]:
 
 
 def rounds(seed: int, number: int, name: str, steps: int = STEPS, prompts: int | None = None) -> Run:
-    """Sample, judge, train, so many times; the reference stays the model of the start (Guo et al. 2402.04792).
+    """Sample, judge, train, so many times; the reference stays the first model (Guo et al. 2024, arXiv:2402.04792).
+
+    Each round begins with a new optimiser.
 
     Args:
         seed: of questions, samples and order.
@@ -166,11 +173,12 @@ def rounds(seed: int, number: int, name: str, steps: int = STEPS, prompts: int |
     model = GPT.from_pretrained("pocket")
     reference = copy.deepcopy(model).eval()
     rows: list[dict[str, float]] = []
-    seen: list[Station] = [_measure(model, reference, 0, prompts)]
-    _, held_out = pairs(seed, PAIRS, VALIDATION)
+    seen: list[Station] = [_start(prompts)]
+    _, held_out = pairs(seed, DRAWN, VALIDATION)
     for k in range(number):
         training = judged_samples(model, 8 * (steps // number), seed=100 * seed + k)
-        run = _run(seed + k, (training, held_out), {"steps": steps // number, "eval_every": steps // number})
+        settings = {"steps": steps // number, "eval_every": steps // number, "warmup_steps": 5 if k == 0 else 0}
+        run = _run(seed + k, (training, held_out), settings)
         run.model.load_state_dict(model.state_dict())  # its reference was computed before: the first model's
         run._check_start = lambda *_: None  # type: ignore[method-assign]  # policy and reference differ, on purpose
         done = k * (steps // number)
@@ -180,7 +188,9 @@ def rounds(seed: int, number: int, name: str, steps: int = STEPS, prompts: int |
     return Run(name, seed, History(rows), seen)
 
 
-SAMPLED: dict[str, Callable[[int], Run]] = {  # whole runs, not trainers; their offline companion is "sigmoid, clean"
-    "own samples, one round": partial(rounds, number=1, name="own samples, one round"),
+SAMPLED: dict[str, Callable[[int], Run]] = {  # whole runs, not trainers
+    # Offline, with as many pairs and steps, is "sigmoid, clean".
     "own samples, three rounds": partial(rounds, number=3, name="own samples, three rounds"),
+    "own samples, one round": partial(rounds, number=1, name="own samples, one round"),
+    **{name: partial(on_pairs_only, name=name) for name in PAIRS_ONLY},
 }
