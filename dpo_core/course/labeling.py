@@ -218,11 +218,15 @@ class LabelSession:
         slot = self._next()
         second_pass = slot[1] if slot else bool(self.again)
         judged = sum(verdict.second_pass == second_pass for verdict in self.verdicts)
-        return judged, len(self.again if second_pass else self.comparisons)
+        return judged, len(self.again if second_pass else self._asked())
+
+    def _asked(self) -> Sequence[int]:
+        """The pairs of the first pass, in order."""
+        return range(len(self.comparisons))
 
     def _next(self) -> tuple[int, bool] | None:
         judged = {(verdict.pair, verdict.second_pass) for verdict in self.verdicts}
-        slots = [*((i, False) for i in range(len(self.comparisons))), *((i, True) for i in self.again)]
+        slots = [*((i, False) for i in self._asked()), *((i, True) for i in self.again)]
         return next((slot for slot in slots if slot not in judged), None)
 
     def _left(self, pair: int, second_pass: bool) -> str:

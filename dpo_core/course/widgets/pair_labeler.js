@@ -88,17 +88,31 @@ function draw(model, el) {
   el.append(card);
 }
 
+/** How often the first answer won, with its Wilson interval, as dpo_core.evaluate.win_rate says it; skips do not count. */
+export function standing(verdicts, sides) {
+  const won = (verdict, i) => ({ left: sides[i] === "first", right: sides[i] !== "first" })[verdict];
+  const wins = verdicts.filter((v, i) => won(v, i) === true).length, losses = verdicts.filter((v, i) => won(v, i) === false).length;
+  const ties = verdicts.filter((v) => v === "tie").length, n = wins + losses + ties, z = 1.96;
+  if (!n) return "";
+  const rate = (wins + ties / 2) / n, scale = 1 + z ** 2 / n, centre = rate + z ** 2 / (2 * n);
+  const half = z * Math.sqrt(rate * (1 - rate) / n + z ** 2 / (4 * n ** 2));
+  const [low, high] = [Math.max(0, (centre - half) / scale), Math.min(1, (centre + half) / scale)];
+  const shown = [rate, low, high].map((x) => x.toFixed(3));
+  return `win rate ${shown[0]} [${shown[1]}, ${shown[2]}] (${wins} wins, ${ties} ties, ${losses} losses, n = ${n})`;
+}
+
 /** Stands in for the kernel on a static page: the same turns, and verdicts that are kept nowhere. */
-function practice({ turns, rubric }) {
+function practice({ turns, rubric, sides, contest }) {
   const verdicts = [];
   let shown, changed = () => {};
   const say = () => {
     const judged = verdicts.length, total = turns.length, done = judged === total;
     const tally = ["left", "right", "tie", "skip"].map((name) => `${name} ${verdicts.filter((v) => v === name).length}`);
+    const stands = sides ? standing(verdicts, sides) : "";
     shown = {
       ...(turns[judged] ?? { prompt: "", left: "", right: "" }), rubric, turn: judged, judged, total, done,
       progress: done ? `${total} of ${total} judged` : `Pair ${judged + 1} of ${total}`,
-      message: `${done ? `${tally.join(", ")}. ` : ""}For practice: nothing is saved on this page; in a notebook it is.`,
+      message: `${stands ? `${contest}: ${stands}. ` : ""}${done ? `${tally.join(", ")}. ` : ""}For practice: nothing is saved on this page; in a notebook it is.`,
       actions: [...(done ? [] : ["left", "right", "tie", "skip"]), ...(judged ? ["undo"] : [])],
     };
   };

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anywidget
 import traitlets
@@ -54,6 +54,7 @@ class PairLabeler(anywidget.AnyWidget):
     _esm = _source("kit.js", "pair_labeler.js")
     _css = _source("widgets.css", "pair_labeler.css")
     shown = traitlets.Dict().tag(sync=True)
+    sessions: ClassVar[type[LabelSession]] = LabelSession  # what is shown
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class PairLabeler(anywidget.AnyWidget):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.session = LabelSession(path, comparisons, labeller=labeller, rubric=rubric, seed=seed)
+        self.session = self.sessions(path, comparisons, labeller=labeller, rubric=rubric, seed=seed)
         self.session.on_change = self._show
         self.on_msg(self._on_message)
         self._show(" ".join(self.session.notes))
@@ -123,16 +124,21 @@ class PairLabeler(anywidget.AnyWidget):
 
     def __repr__(self) -> str:
         judged, total = self.session.progress()
-        return f"PairLabeler: {judged} of {total} judged, in {self.session.path.name}"
+        return f"{type(self).__name__}: {judged} of {total} judged, in {self.session.path.name}"
+
+    def _practice(self) -> dict[str, Any]:
+        """What a page without a kernel is given."""
+        session = self.session
+        turns = [_texts(session.ask(pair)) for pair in session._asked()[:STATIC]]
+        return {"turns": turns, "rubric": session.settings["rubric"]}
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         bundle = super()._repr_mimebundle_(**options)
         assert bundle, "a widget with a view can be shown"
         data, metadata = bundle
-        session = self.session
-        turns = [_texts(session.ask(pair)) for pair in range(min(STATIC, len(session.comparisons)))]
-        state = _displayable({"turns": turns, "rubric": session.settings["rubric"]})
-        practice = embed("pair_labeler", state, "Here is a labeller, if your browser runs JavaScript.")
+        practice = embed(
+            "pair_labeler", _displayable(self._practice()), "Here is a labeller, if your browser runs JavaScript."
+        )
         return data | {"text/html": f"{practice}\n<style>\n{_source('pair_labeler.css')}</style>"}, metadata
 
 
