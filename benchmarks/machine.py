@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-__all__ = ["provenance"]
+__all__ = ["provenance", "write_runs"]
 
 
 def provenance() -> dict[str, object]:
@@ -30,3 +32,10 @@ def provenance() -> dict[str, object]:
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
+
+
+def write_runs(file: Path, made_on: dict[str, object], runs: Iterable[dict[str, object]]) -> None:
+    """One run a line, under what they were made on."""
+    head = json.dumps({**made_on, "runs": []}, indent=1).removesuffix("[]\n}")
+    lines = ",\n  ".join(json.dumps(entry) for entry in runs)
+    file.write_text(f"{head}[\n  {lines}\n ]\n}}\n", encoding="utf-8")

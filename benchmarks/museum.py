@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from machine import provenance
+from machine import provenance, write_runs
 
 from dpo_core.course.museum import EXHIBITS, PROMPTS, RECORD, expected, score, verdict, visit
 from dpo_core.diagnose import diagnose
@@ -61,21 +61,15 @@ def kept(names: list[str]) -> dict[tuple[object, object], dict[str, object]]:
     return found
 
 
-def write(runs: list[dict[str, object]]) -> None:
-    """One run a line, under what they were made on."""
-    made_on = provenance() | {"command": "python benchmarks/museum.py", "model": model_hash()}
-    head = json.dumps({**made_on, "runs": []}, indent=1).removesuffix("[]\n}")
-    lines = ",\n  ".join(json.dumps(entry) for entry in runs)
-    RECORD.write_text(f"{head}[\n  {lines}\n ]\n}}\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    made_on = provenance() | {"command": "python benchmarks/museum.py", "model": model_hash()}
     done = kept(sys.argv[1:] or list(EXHIBITS))
     for seed in SEEDS:
         for name in EXHIBITS:
             if (seed, name) not in done:
                 done[seed, name] = run(name, seed)
-                write([done[key] for key in ((s, n) for s in SEEDS for n in EXHIBITS) if key in done])
+                order = ((s, n) for s in SEEDS for n in EXHIBITS)
+                write_runs(RECORD, made_on, [done[key] for key in order if key in done])
     right = sum(expected(str(entry["name"])) == entry["verdict"] for entry in done.values())
     print(f"{right} of {len(done)} runs are called what they are; {RECORD.stat().st_size // 1024} KiB")

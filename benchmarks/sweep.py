@@ -12,7 +12,7 @@ import time
 from importlib import import_module
 
 import torch
-from machine import provenance
+from machine import provenance, write_runs
 from museum import model_hash
 
 from dpo_core.course.sweeps import RESULTS, SEEDS, Run, follow, to_json
@@ -23,7 +23,7 @@ def main(chapter: str, anew: list[str]) -> None:
     every = runs.RUNS | getattr(runs, "SAMPLED", {})
     kept = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
     done = {(e["seed"], e["name"]): e for e in kept if e["name"] in every and e["name"] not in anew}
-    head = provenance() | {"command": f"python benchmarks/sweep.py {chapter}", "model": model_hash()}
+    made_on = provenance() | {"command": f"python benchmarks/sweep.py {chapter}", "model": model_hash()}
     for seed in SEEDS:
         for name, make in every.items():
             if (seed, name) in done:
@@ -35,9 +35,7 @@ def main(chapter: str, anew: list[str]) -> None:
             last, cpu = run.stations[-1], done[seed, name]["cpu_seconds"]
             reward = sum(last.rewards) / len(last.rewards)
             print(f"seed {seed}  {name:28} KL {last.kl:7.3f}  reward {reward:6.3f}  {cpu:4} s", flush=True)
-            lines = ",\n  ".join(json.dumps(done[key]) for key in sorted(done))
-            text = json.dumps({**head, "runs": []}, indent=1).removesuffix("[]\n}") + f"[\n  {lines}\n ]\n}}\n"
-            file.write_text(text, encoding="utf-8")
+            write_runs(file, made_on, [done[key] for key in sorted(done)])
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 
 from dpo_core.checkpoint import list_checkpoints, save_trained, writable_folder, write_json
 from dpo_core.collect import ask_which, pocket_pairs, sampled_pairs, typed_pairs
+from dpo_core.config import REFERENCES, DPOConfig
 from dpo_core.data import PreferencePair, audit_pairs, load_pairs, same_prompt, save_pairs
 from dpo_core.distributed import PARALLEL, launched, print_error, processes, rank
 from dpo_core.errors import InputError
@@ -37,7 +38,7 @@ from dpo_core.precision import PRECISIONS
 from dpo_core.pretrain import Document, LMConfig, text_documents, train_lm
 from dpo_core.sft import load_examples, sft_documents
 from dpo_core.tokenizer import load_tokenizer
-from dpo_core.trainer import REFERENCES, DPOConfig, DPOTrainer
+from dpo_core.trainer import DPOTrainer
 
 __all__ = ["build_parser", "main"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpo_core.errors import InputError
-from dpo_core.generate import encode_prompt, generate
+from dpo_core.generate import Generation, encode_prompt, generate
 from dpo_core.model import GPT
 
 __all__ = ["Difference", "WinRate", "paired_bootstrap", "parse_share", "sample_kl", "wilson_interval", "win_rate"]
@@ -195,14 +195,33 @@ def sample_kl(
             " they must share a vocabulary"
         )
     answers = generate(policy, encoding, prompts, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
-    samples = [(encode_prompt(reference, encoding, answer.prompt), answer.ids) for answer in answers]
-    kl = torch.cat(
-        [
-            _answer_kl(policy, reference, samples[at : at + batch_size], encoding.n_vocab)
-            for at in range(0, len(samples), batch_size)
-        ]
-    )
+    kl = answer_kl(policy, reference, encoding, answers, batch_size)
     return kl.mean().item(), (kl.std() / len(kl) ** 0.5).item()
+
+
+def answer_kl(
+    policy: GPT, reference: GPT, encoding: tiktoken.Encoding, answers: Sequence[Generation], batch_size: int = 16
+) -> Tensor:
+    """KL(policy || reference) summed along each of the policy's own answers; ``sample_kl`` is its mean.
+
+    Args:
+        policy: who wrote the answers.
+        reference: what it is compared with.
+        encoding: of both.
+        answers: of ``generate``.
+        batch_size: answers at a time.
+    Returns:
+        (len(answers),) float64 nats.
+
+    >>> from dpo_core.generate import generate
+    >>> from dpo_core.tokenizer import load_tokenizer
+    >>> model, encoding = GPT.from_pretrained("pocket"), load_tokenizer("pocket")
+    >>> answer_kl(model, model, encoding, generate(model, encoding, ["Why is the sky blue?"], max_new_tokens=4))
+    tensor([0.], dtype=torch.float64)
+    """
+    samples = [(encode_prompt(reference, encoding, answer.prompt), answer.ids) for answer in answers]
+    parts = (samples[at : at + batch_size] for at in range(0, len(samples), batch_size))
+    return torch.cat([_answer_kl(policy, reference, part, encoding.n_vocab) for part in parts])
 
 
 @torch.no_grad()

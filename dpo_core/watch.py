@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpo_core.data import encode_pair
-from dpo_core.evaluate import _answer_kl
+from dpo_core.evaluate import answer_kl
 from dpo_core.generate import encode_prompt, generate
 from dpo_core.logprobs import token_logps
 from dpo_core.metrics import History
@@ -103,7 +103,7 @@ def _sample(trainer: DPOTrainer, reference: GPT, prompts: Sequence[str], longest
     with _evaluating(model):
         answers = generate(model, encoding, prompts, max_new_tokens=longest, seed=0)
         texts = [(encode_prompt(model, encoding, answer.prompt), answer.ids) for answer in answers]
-        kl = _answer_kl(model, reference, texts, encoding.n_vocab).mean().item()
+        kl = answer_kl(model, reference, encoding, answers).mean().item()
         odd = 0
         for prompt, ids in texts:
             logps = token_logps(_next_logits(reference, prompt, ids), torch.tensor(ids, device=model.device))

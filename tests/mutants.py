@@ -220,11 +220,11 @@ MUTANTS = [
         "        self.optimizer.zero_grad()\n        groups =", "        groups =",
     ),
     mutant(
-        "warm-up begins at 0", "trainer.py", "trainer",
+        "warm-up begins at 0", "config.py", "trainer",
         "min(1.0, (step + 1) / max(1, self.warmup_steps))", "min(1.0, step / max(1, self.warmup_steps))",
     ),
     mutant(
-        "beta's schedule runs backwards", "trainer.py", "trainer",
+        "beta's schedule runs backwards", "config.py", "trainer",
         "self.beta + (end - self.beta) * step", "end + (self.beta - end) * step",
     ),
     mutant(
@@ -250,6 +250,22 @@ MUTANTS = [
     mutant(
         "a loss that is not finite is trained on", "trainer.py", "trainer",
         "if not math.isfinite(grad_norm):", "if False:",
+    ),
+    mutant(
+        "every loss is DPO's", "config.py", "trainer_losses",
+        "choose_loss(name, **", "choose_loss('sigmoid', **",
+    ),
+    mutant(
+        "label smoothing does not reach the loss", "config.py", "trainer_losses",
+        "(smoothing | self.loss_settings)", "self.loss_settings",
+    ),
+    mutant(
+        "kto's reference point is of the answers' own prompts", "trainer.py", "trainer_losses",
+        "prompt=encoded[j].prompt[-room:]", "prompt=e.prompt[-room:]",
+    ),
+    mutant(
+        "kto's reference point never moves", "trainer.py", "trainer_losses",
+        "(now - self.reference[", "(0 * now * self.reference[",
     ),
     # LoRA
     mutant("the adapter stays on in the reference", "lora.py", "lora", "        layer.on = False\n", "        pass\n"),

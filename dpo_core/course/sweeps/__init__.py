@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from dpo_core.evaluate import _answer_kl
-from dpo_core.generate import encode_prompt, generate
+from dpo_core.evaluate import answer_kl
+from dpo_core.generate import generate
 from dpo_core.metrics import History
 from dpo_core.model import GPT
 from dpo_core.pocket.corpus import dialogues
@@ -103,12 +103,7 @@ def _measure(model: GPT, reference: GPT, step: int, prompts: int | None) -> Stat
     encoding, judge = load_tokenizer("pocket"), PocketJudge()
     asked = [*HELD_OUT[:prompts], *SEEN[:prompts]]
     answers = generate(model, encoding, asked, max_new_tokens=LONGEST, seed=0)
-    samples = [(encode_prompt(reference, encoding, answer.prompt), answer.ids) for answer in answers]
-    kl = statistics.mean(
-        float(value)
-        for at in range(0, len(samples), 16)
-        for value in _answer_kl(model, reference, samples[at : at + 16], encoding.n_vocab)
-    )
+    kl = answer_kl(model, reference, encoding, answers).mean().item()
     rewards = [judge.score(answer.prompt, answer.text) for answer in answers]
     held_out = [judge.features(answer.prompt, answer.text) for answer in answers[: len(HELD_OUT[:prompts])]]
     return Station(

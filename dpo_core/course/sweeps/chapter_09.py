@@ -15,19 +15,13 @@ PROXY = RewardWeights(words=0.15, repeats=0.0, filler=0.0)  # a proxy: each word
 STATIONS = (5, 15, 30, 60, 120)
 
 
-def proxy(seed: int, **settings: object) -> DPOTrainer:
-    """As chapter 08's runs, but labelled by the proxy, and longer."""
-    training, held_out = pairs(seed, 480, 96, PROXY, None)
-    return trainer(seed, training, held_out, **({"steps": 120, "eval_every": 15} | settings))
-
-
-def truth(seed: int, **settings: object) -> DPOTrainer:
-    """The control: the same with true labels."""
-    training, held_out = pairs(seed, 480, 96, None, None)
+def as_they_come(seed: int, weights: RewardWeights | None = None, **settings: object) -> DPOTrainer:
+    """Chapter 08's runs made longer, on pairs of any lengths, labelled by such a judge or the true one."""
+    training, held_out = pairs(seed, 480, 96, weights, None)
     return trainer(seed, training, held_out, **({"steps": 120, "eval_every": 15} | settings))
 
 
 RUNS: Exhibits = {
-    **{f"proxy, beta {beta:g}": partial(proxy, beta=beta) for beta in (0.05, 0.3)},
-    "truth, beta 0.3": partial(truth, beta=0.3),
+    **{f"proxy, beta {beta:g}": partial(as_they_come, weights=PROXY, beta=beta) for beta in (0.05, 0.3)},
+    "truth, beta 0.3": partial(as_they_come, beta=0.3),  # the control: it differs in the judge alone
 }
