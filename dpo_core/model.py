@@ -407,9 +407,11 @@ def _from_hf(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     found = {name: tensor for key, tensor in tensors.items() if (name := _our_name(key)) is not None}
     if not torch.equal(tensors.get("lm_head.weight", found["wte.weight"]), found["wte.weight"]):
         raise InputError(f"{file}: lm_head.weight differs from wte.weight, but only tied heads are supported")
+    # A copy of each: what was read lies in the mapped file, all of which would stay in memory beside the weights.
+    ours = {name: tensor.t() if name.endswith(TRANSPOSED) else tensor for name, tensor in found.items()}
     return {
-        name: (tensor.t() if name.endswith(TRANSPOSED) else tensor).float().contiguous()
-        for name, tensor in found.items()
+        name: tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        for name, tensor in ours.items()
     }
 
 
