@@ -60,9 +60,9 @@ class Work:
     weights: str  # folder of the start model
     batch_size: int
     passes: int
-    precision: str  # "auto", or "float32" to compare numbers
+    precision: str  # ours: what "auto" means here, or float32 to compare numbers
+    trl_best: tuple[str, str] = ("float32", "eager")  # TRL's precision and attention, where it may choose
     steps: int | None = None  # not a warm-up and all passes, but these steps
-    sdpa: bool = False  # TRL's attention on a CPU, where its eager one is faster
 
     @property
     def batches(self) -> list[list[list[list[int]]]]:
@@ -151,7 +151,7 @@ def textbook(work: Work) -> Log:
     return log
 
 
-def trl(work: Work, precision: str = "bf16", **options: object) -> Log:
+def trl(work: Work, precision: str = "bf16", attention: str = "sdpa", **options: object) -> Log:
     """TRL's DPOTrainer with its defaults, to which bf16 belongs, but for what is said here."""
     import trl as library
     from datasets import Dataset
@@ -219,7 +219,6 @@ def trl(work: Work, precision: str = "bf16", **options: object) -> Log:
             }
             | options,
         )
-        attention = "eager" if options and work.device.type == "cpu" and not work.sdpa else "sdpa"
         trainer = Trainer(
             model=GPT2LMHeadModel.from_pretrained(work.weights, attn_implementation=attention),
             args=settings,
@@ -237,12 +236,11 @@ def trl_in_float32(work: Work) -> Log:
 
 def trl_best(work: Work) -> Log:
     """TRL with every option that helps here: no recomputation, reference precomputed, faster numbers and attention."""
-    precision = choose(work.precision, work.device)
-    return trl(work, precision, gradient_checkpointing=False, precompute_ref_log_probs=True)
+    return trl(work, *work.trl_best, gradient_checkpointing=False, precompute_ref_log_probs=True)
 
 
 def ours(work: Work) -> Log:
-    """``DPOTrainer`` as a user gets it, but for the order of the pairs."""
+    """``DPOTrainer`` with ``--precision auto``, all else as a user gets it but for the order of the pairs."""
     return train_ours(GPT.from_pretrained(work.weights), work)
 
 
@@ -288,11 +286,15 @@ KINDS = {  # of work, by the beginnings of the names of torch's operations
     "log-softmax and its slope": ("_log_softmax", "exp_", "scatter", "gather"),
     "layer norm": ("native_layer_norm",),
     "clipping and optimiser": ("_fused_adam", "linalg_vector_norm", "_foreach"),
+    "casts and copies": ("copy_", "_to_copy", "cat", "clone", "contiguous"),
+    "room for results": ("empty", "zeros", "fill_", "zero_", "resize_"),
+    "additions": ("add", "sum", "mul"),
 }
 
 
 def profile_ours(work: Work) -> dict[str, float]:
     """Share of each kind of work in the time of our steps over all batches, after a warm-up."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     cuda = work.device.type == "cuda"
@@ -300,11 +302,13 @@ def profile_ours(work: Work) -> dict[str, float]:
     trainer.reference = {"training": torch.zeros(len(trainer.training), 2)}
     steps = [list(range(i * B, i * B + B)) for i in range(len(work.batches))]
     trainer._update(steps[0], BETA, RATE)
-    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as found:
         for indices in steps:
             trainer._update(indices, BETA, RATE)
     shares = dict.fromkeys([*KINDS, "all else"], 0.0)
-    for entry in found.key_averages():
+    # A kernel's time is counted with the operation that started it, which runs on the CPU.
+    for entry in (entry for entry in found.key_averages() if entry.device_type == DeviceType.CPU):
         name = entry.key.removeprefix("aten::")
         kind = next((kind for kind, starts in KINDS.items() if name.startswith(starts)), "all else")
         shares[kind] += entry.self_device_time_total if cuda else entry.self_cpu_time_total
@@ -357,13 +361,14 @@ def least_flops(work: Work, config: GPTConfig) -> float:
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Products per second of this device at GPT-2's shapes, in FLOP/s: the best of several."""
-    best = 0.0
+    best, times = 0.0, 50 if device.type == "cuda" else 1  # so that starting a kernel takes no share
     for M, K, N in ((2048, 768, 3072), (2048, 3072, 768)):
         a, b = torch.randn(M, K, device=device, dtype=dtype), torch.randn(N, K, device=device, dtype=dtype)
         for _ in range(9):
             start = now(device)
-            F.linear(a, b)
-            best = max(best, 2 * M * K * N / (now(device) - start))
+            for _ in range(times):
+                F.linear(a, b)
+            best = max(best, times * 2 * M * K * N / (now(device) - start))
     return best
 
 
@@ -402,9 +407,21 @@ def pairs_per_second(log: Log, work: Work, with_reference: bool = False) -> floa
     return len(fastest) * work.batch_size / (sum(fastest.values()) + reference)
 
 
+def trl_trials(work: Work, folder: Path) -> dict[tuple[str, str], float]:
+    """Pairs a second over one pass of TRL with all that helps, for each precision and attention."""
+    choices = [(precision, attention) for precision in {work.precision, "float32"} for attention in ("eager", "sdpa")]
+    trials = {}
+    for choice in sorted(choices):
+        once = Work(**asdict(work) | {"passes": 1, "trl_best": choice})
+        trials[choice] = pairs_per_second(run("TRL best", once, folder), once)
+        print("TRL,", *choice, f"{trials[choice]:.3g} pairs/s", flush=True)
+    return trials
+
+
 def same_numbers(work: Work, folder: Path, steps: int) -> dict[str, object]:
     """Losses and margins of the first steps in float32, and how far the variants lie apart."""
-    exact = Work(**asdict(work) | {"precision": "float32", "steps": steps})
+    float32 = {"precision": "float32", "trl_best": ("float32", work.trl_best[1])}
+    exact = Work(**asdict(work) | float32 | {"steps": steps})
     logs = {name: run(name, exact, folder) for name in ("textbook", "TRL best", "dpo_core")}
     mine = logs["dpo_core"]
     apart = {
@@ -448,13 +465,15 @@ def main() -> None:
     parser.add_argument("--same-numbers", type=int, default=0, metavar="STEPS", help="compare this many float32 steps")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--as-it-comes", type=int, metavar="STEPS", help="of TRL's defaults; fewer where bf16 is slow")
-    parser.add_argument("--sdpa", action="store_true", help="for TRL's best on a CPU, in place of eager attention")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         return child(options.child, options.work)
+    base = "TRL default" if options.as_it_comes is None else "TRL default, float32"
+    if base not in options.variants:
+        parser.error(f"the others are compared with {base!r}, which has to be among --variants")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         torch.manual_seed(0)
@@ -465,9 +484,11 @@ def main() -> None:
             str(folder / "start"),
             options.batch_size,
             options.passes,
-            "auto",
-            sdpa=options.sdpa,
+            choose("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         )
+        trials = trl_trials(work, folder) if "TRL best" in options.variants else {}
+        if trials:
+            work = Work(**asdict(work) | {"trl_best": max(trials, key=trials.__getitem__)})
         few = Work(**asdict(work) | {"steps": options.as_it_comes})
         works = {name: few if name == "TRL default" else work for name in options.variants}
         logs: dict[str, list[Log]] = {name: [] for name in options.variants}
@@ -489,8 +510,10 @@ def main() -> None:
             "pairs": len(work.batches) * work.batch_size,
             "batch_size": work.batch_size,
             "passes": work.passes,
-            "precision": choose("auto", work.device),
-            "base": "TRL default" if options.as_it_comes is None else "TRL default, float32",
+            "precision": work.precision,
+            "trl_best": work.trl_best,
+            "trl_trials": {", ".join(choice): rate for choice, rate in trials.items()},
+            "base": base,
             "least_gflop_per_pair": flops / (len(work.batches) * work.batch_size) / 1e9,
             "matmul_gflops": {name: rate / 1e9 for name, rate in ceiling.items()},
             "variants": {

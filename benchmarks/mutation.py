@@ -31,7 +31,7 @@ MODULES = {  # the tests to ask, the quickest first
     "logprobs": ["test_logprobs", "test_properties"],
     "data": ["test_data", "test_logprobs", "test_properties"],
     "metrics": ["test_metrics", "test_properties", "test_trainer"],
-    "trainer": ["test_trainer", "test_faults"],
+    "trainer": ["test_trainer", "test_mutants_trainer", "test_trainer_losses", "test_faults"],
 }
 COMPARED = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,

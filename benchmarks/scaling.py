@@ -1,4 +1,4 @@
-"""How a step's time and memory grow: with length, batch, prompt share, vocabulary and model size.
+"""How a step's time and memory grow: with length, batch, prompt share, vocabulary, model size, and over many steps.
 
 Run as ``python benchmarks/scaling.py``. Every point is a process of its own; results go to
 ``benchmarks/results/scaling.json``. The largest model takes 16 GB.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -64,29 +65,62 @@ def measure(point: dict) -> dict[str, float]:
     return {"seconds": min(seconds[1:]), "peak_mb": peak_mb(work.device)}
 
 
+def endure(steps: int = 1000, every: int = 100) -> dict[str, list[float]]:
+    """Memory that the process holds on the way, a small model on pairs of ever new lengths."""
+    draw, B = random.Random(0), BASE["batch_size"]
+    pairs = [[[draw.randrange(END) for _ in range(draw.randint(1, 200))] for _ in range(3)] for _ in range(B * steps)]
+    work = Work(pairs, "", B, passes=1, precision="auto")
+    torch.manual_seed(0)
+    trainer = our_trainer(GPT(SHAPES["tiny"]), work)
+    trainer.reference = {"training": torch.zeros(len(pairs), 2)}
+    held: dict[str, list[float]] = {"steps": [], "resident_mb": []}
+    for step in range(1, steps + 1):
+        trainer._update(list(range(B * (step - 1), B * step)), BETA, RATE)
+        if step % every == 0:
+            held["steps"].append(step)
+            held["resident_mb"].append(held_mb(work.device))
+    return held
+
+
+def held_mb(device: torch.device) -> float:
+    """What is held now, of the GPU's memory or by the process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated() / 2**20
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def in_process(*arguments: str) -> dict:
+    """What this script prints, run with these arguments in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SHAPES, default="gpt2", help="of all points but those of the last sweep")
     parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS))
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--point", help=argparse.SUPPRESS)
+    parser.add_argument("--endure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.endure:
+        return print("\n" + json.dumps(endure()))
     if options.point:
         return print("\n" + json.dumps(measure(json.loads(options.point))))
     sweeps: dict[str, list[dict]] = {}
     for name in options.sweeps:
         sweeps[name] = []
         for point in SWEEPS[name]:
-            if point["model"] == "gpt2":
+            if name != "parameters":
                 point = point | {"model": options.model}
-            command = [sys.executable, __file__, "--point", json.dumps(point)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"{point} failed:\n{done.stderr[-3000:]}")
-            found = json.loads(done.stdout.strip().splitlines()[-1])
+            found = in_process("--point", json.dumps(point))
             sweeps[name].append({"x": AXES[name](point)} | point | found)
             print(name, sweeps[name][-1], flush=True)
-    record = provenance() | {"base": BASE | {"model": options.model}, "sweeps": sweeps}
+    endurance = in_process("--endure")
+    print(endurance, flush=True)
+    record = provenance() | {"base": BASE | {"model": options.model}, "sweeps": sweeps, "endurance": endurance}
     file = options.results / "scaling.json"
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -24,18 +24,19 @@ def main(chapter: str, anew: list[str]) -> None:
     kept = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
     done = {(e["seed"], e["name"]): e for e in kept if e["name"] in every and e["name"] not in anew}
     made_on = provenance() | {"command": f"python benchmarks/sweep.py {chapter}", "model": model_hash()}
-    for seed in SEEDS:
-        for name, make in every.items():
-            if (seed, name) in done:
-                continue
-            started = time.process_time()
-            made = make(seed)
-            run = made if isinstance(made, Run) else follow(name, seed, made, runs.STATIONS)
-            done[seed, name] = to_json(run) | {"cpu_seconds": round(time.process_time() - started)}
-            last, cpu = run.stations[-1], done[seed, name]["cpu_seconds"]
-            reward = sum(last.rewards) / len(last.rewards)
-            print(f"seed {seed}  {name:28} KL {last.kl:7.3f}  reward {reward:6.3f}  {cpu:4} s", flush=True)
-            write_runs(file, made_on, [done[key] for key in sorted(done)])
+    more_seeds = getattr(runs, "MORE_SEEDS", {})
+    wanted = [(seed, name) for name in every for seed in more_seeds.get(name, SEEDS)]
+    for seed, name in sorted(wanted, key=lambda one: one[0]):
+        if (seed, name) in done:
+            continue
+        started = time.process_time()
+        made = every[name](seed)
+        run = made if isinstance(made, Run) else follow(name, seed, made, runs.STATIONS)
+        done[seed, name] = to_json(run) | {"cpu_seconds": round(time.process_time() - started)}
+        last, cpu = run.stations[-1], done[seed, name]["cpu_seconds"]
+        reward = sum(last.rewards) / len(last.rewards)
+        print(f"seed {seed}  {name:28} KL {last.kl:7.3f}  reward {reward:6.3f}  {cpu:4} s", flush=True)
+        write_runs(file, made_on, [done[key] for key in sorted(done)])
 
 
 if __name__ == "__main__":

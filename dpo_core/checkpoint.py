@@ -294,10 +294,13 @@ def cached(file: Path | None, key: str, compute: Callable[[], dict[str, Tensor]]
     >>> cached(None, "key", lambda: {"one": torch.ones(1)})
     {'one': tensor([1.])}
     """
+    tensors = None
     if file and file.exists():
         with suppress(SafetensorError, OSError), safe_open(file, "pt") as kept:
             if kept.metadata() == {"key": key}:
-                return {name: kept.get_tensor(name) for name in kept.keys()}
+                tensors = {name: kept.get_tensor(name) for name in kept.keys()}
+    if not anywhere(tensors is None) and tensors is not None:  # elsewhere the file may be missing: all compute then
+        return tensors
     tensors = compute()
     if file and rank() == 0:
         with written(file) as partial:

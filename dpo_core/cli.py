@@ -27,7 +27,7 @@ from dpo_core.collect import ask_which, pocket_pairs, sampled_pairs, typed_pairs
 from dpo_core.config import REFERENCES, DPOConfig
 from dpo_core.data import PreferencePair, audit_pairs, load_pairs, same_prompt, save_pairs
 from dpo_core.distributed import PARALLEL, launched, print_error, processes, rank
-from dpo_core.errors import InputError
+from dpo_core.errors import InputError, printable
 from dpo_core.evaluate import wilson_interval
 from dpo_core.generate import Generation, generate
 from dpo_core.logprobs import reference_logps
@@ -357,8 +357,9 @@ def _sft(args: argparse.Namespace) -> None:
 
 
 def _train_lm(args: argparse.Namespace, model: GPT, documents: list[Document], learning_rate: float) -> None:
-    if adapters(model) and Path(model.origin) == args.output.absolute():
-        raise InputError(f"{args.output} holds the model that the adapter belongs to; choose another --output")
+    start, out = Path(model.origin).resolve(), args.output.resolve()
+    if start == out / "adapter" or (adapters(model) and start == out):
+        raise InputError(f"{args.output} holds the model that training starts from; choose another --output")
     writable_folder(args.output)
     config = LMConfig(args.epochs, args.batch_tokens, learning_rate, seed=args.seed)
     losses = train_lm(model, documents, config)
@@ -424,9 +425,9 @@ def _generate(args: argparse.Namespace) -> None:
     settings = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
     answers = [generate(model, load_tokenizer(model.config.tokenizer), args.prompt, **settings) for model in models]
     for prompt, *row in zip(args.prompt, *answers):
-        print(prompt)
+        print(printable(prompt))
         for model, answer in zip(models, row):
-            print(f"--- {model.source}\n{answer.text.strip()}")
+            print(printable(f"--- {model.source}\n{answer.text.strip()}"))
         print()
 
 

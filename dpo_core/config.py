@@ -58,7 +58,8 @@ class DPOConfig:
     parallel: str = "ddp"  # under torchrun; "fsdp" spreads the model over the processes: less memory, more traffic
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "grad_accum", "eval_every", "log_every", "patience", "save_every"):
+        whole = ("steps", "batch_size", "grad_accum", "max_length", "eval_every", "log_every", "patience", "save_every")
+        for name in whole:
             self._require(name, "at least 1", lambda value: value is None or value >= 1)
         for name in ("beta", "beta_end", "learning_rate", "max_grad_norm"):
             self._require(name, "above 0", lambda value: value is None or value > 0)
@@ -78,8 +79,12 @@ class DPOConfig:
     def pair_loss(self) -> Callable[[PairLogps, float], PairLoss]:
         """What ``choose_loss`` makes of ``loss`` and its settings."""
         smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
-        name = "cdpo" if self.loss == "sigmoid" and smoothing else self.loss
-        return choose_loss(name, **(smoothing | self.loss_settings))
+        settings = smoothing | self.loss_settings
+        if self.loss in ("cdpo", "robust") and not settings.get("label_smoothing"):
+            raise InputError(
+                f"the loss {self.loss!r} needs label_smoothing, the share of labels assumed wrong; at 0 it is 'sigmoid'"
+            )
+        return choose_loss("cdpo" if self.loss == "sigmoid" and smoothing else self.loss, **settings)
 
     def beta_at(self, step: int) -> float:
         """Beta of the update that follows ``step`` finished ones."""

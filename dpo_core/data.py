@@ -62,7 +62,7 @@ def encode_pair(encoding: tiktoken.Encoding, pair: PreferencePair) -> EncodedPai
         encoding: as of ``load_tokenizer``.
         pair: text; ``boundary`` is put between prompt and answers.
     Returns:
-        Token ids; there is always at least one of the prompt.
+        Token ids; there is at least one of the prompt, if it is not empty.
 
     >>> from dpo_core.tokenizer import load_tokenizer
     >>> enc = load_tokenizer("pocket")
@@ -144,6 +144,7 @@ def audit_pairs(pairs: Sequence[PreferencePair], encoding: tiktoken.Encoding, ma
         short = replace(encoded, chosen=encoded.chosen[: max(room, 0)], rejected=encoded.rejected[: max(room, 0)])
         reasons = {
             "repeats an earlier pair": pair in seen,
+            "the prompt is empty": not encoded.prompt,
             "the answers are the same": encoded.chosen == encoded.rejected,
             f"the prompt leaves no room for answers in {max_length} tokens": room < 2,
             f"the answers are the same within {max_length} tokens": short.chosen == short.rejected,

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dpo_core.errors import InputError
+from dpo_core.files import read_json, read_tensors, refuse_pickles, written
 from dpo_core.model import GPT, PUBLISHED, TRANSPOSED
 
 __all__ = [
@@ -237,7 +237,6 @@ def save_adapter(model: GPT, folder: str | Path, state: dict[str, Tensor] | None
         InputError: there is no adapter.
     """
     config, folder = next(iter(_required(model).values())).config, Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     described = {
         "base_model_name_or_path": model.origin,
         "task_type": "CAUSAL_LM",
@@ -249,13 +248,15 @@ def save_adapter(model: GPT, folder: str | Path, state: dict[str, Tensor] | None
         "inference_mode": True,
         **COMPUTED,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    with written(folder / "adapter_config.json") as partial:
+        partial.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     tensors = {
         f"{PREFIX}{name}.weight": tensor.detach().cpu().contiguous()
         for name, tensor in (model.state_dict() if state is None else state).items()
         if ".lora_" in name
     }
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with written(folder / "adapter_model.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
 
 
 def load_adapted(folder: str | Path, base: GPT | None = None) -> GPT:
@@ -280,6 +281,8 @@ def load_adapted(folder: str | Path, base: GPT | None = None) -> GPT:
         name = raw.get("base_model_name_or_path")
         if not name:
             raise InputError(f"{folder} does not say which model it belongs to; give it as base")
+        if Path(name).resolve() == Path(folder).resolve():
+            raise InputError(f"{folder} names itself as the model that it belongs to; give the model as base")
         base = load_merged({repo: short for short, repo in PUBLISHED.items()}.get(name, name))
         base.source = str(folder)
     add_lora(base, LoRAConfig(raw["r"], raw["lora_alpha"], tuple(raw["target_modules"])))
@@ -315,10 +318,7 @@ def read_adapter(model: GPT, folder: str | Path) -> dict[str, Tensor]:
         raise InputError(
             f"{folder}: alpha/r is {raw['lora_alpha']}/{raw['r']}, in the model {config.alpha}/{config.rank}"
         )
-    try:
-        tensors = {key.removeprefix(PREFIX).removesuffix(".weight"): t for key, t in load_file(file).items()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: not a whole safetensors file ({error}); copy or train it again") from error
+    tensors = {key.removeprefix(PREFIX).removesuffix(".weight"): t for key, t in read_tensors(file).items()}
     expected = {name: tensor.shape for name, tensor in model.state_dict().items() if ".lora_" in name}
     if unlike := sorted(expected.keys() ^ tensors.keys()):
         where = "missing there" if unlike[0] in expected else "unknown to the model"
@@ -331,12 +331,12 @@ def read_adapter(model: GPT, folder: str | Path) -> dict[str, Tensor]:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "adapter_config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read ({error}); name the folder of an adapter") from error
+    if not file.is_file():
+        raise InputError(f"{file}: cannot be read; name the folder of an adapter")
+    refuse_pickles(folder)
+    raw = read_json(file)
     kinds: dict[str, Any] = {"r": int, "lora_alpha": (int, float), "target_modules": list}
-    if not isinstance(raw, dict) or not all(isinstance(raw.get(key), kind) for key, kind in kinds.items()):
+    if not all(isinstance(raw.get(key), kind) for key, kind in kinds.items()):
         raise InputError(f"{file}: needs r and lora_alpha (numbers) and target_modules (a list of names)")
     for key, value in COMPUTED.items():
         if raw.get(key, value) != value:

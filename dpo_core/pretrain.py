@@ -188,11 +188,13 @@ def train_lm(
         loss = total / max(1, count)
         model.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1] + grad_norm.item()):
+            raise InputError(f"loss or gradient of step {step} is not finite; lower the learning rate")
         for optimizer, schedule in zip(optimizers, schedules):
             optimizer.step()
             schedule.step()
-        losses.append(loss.item())
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
         if on_step:
             on_step(step, steps, losses[-1])

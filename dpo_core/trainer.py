@@ -134,7 +134,7 @@ class DPOTrainer:
             raise InputError("patience needs validation pairs; give some, or a val_share above 0")
         # Each answer under a prompt that is not its own, of which only kto wants to know.
         sets = {"training": self.training, "validation": self.validation} if config.loss == "kto" else {}
-        self.mismatched = {name: _mismatched(encoded, max_length) for name, encoded in sets.items()}
+        self.mismatched = {name: _mismatched(name, encoded, max_length) for name, encoded in sets.items()}
         self.precision = choose(config.precision, model.device)
         if anywhere(self.precision == "float32"):
             self.precision = "float32"
@@ -200,16 +200,17 @@ class DPOTrainer:
             self.model.load_state_dict(self.best, strict=False)
         if self.output:
             save_final(self.output, self.model, self.history)
+            self._note_start()
         return self.history
 
     def _update(self, indices: list[int], beta: float, learning_rate: float) -> float:
         """One optimiser step on the mean over these pairs, however many passes that takes."""
         self.optimizer.zero_grad()
         groups = by_length(self.training, indices, self.config.batch_size * world_size())
-        parts = []
+        drift, parts = self._drift("training", indices), []
         for group in groups:
             with exchanging(self.policy, now=group is groups[-1]):
-                loss, metrics = self._measure(group, beta)
+                loss, metrics = self._measure(group, beta, drift)
                 # The processes' gradients are averaged.
                 self.scaler.scale(loss.sum() / len(indices) * world_size()).backward()
             parts.append(metrics)
@@ -220,6 +221,7 @@ class DPOTrainer:
             if self.scaler.get_scale() > 1 and metrics["loss"].isfinite().all():  # too large for fp16: scale down
                 self.scaler.update()
                 return self._update(indices, beta, learning_rate)
+            self.scaler.update()  # so that train can be called again
             self._refuse_step([i for group in groups for i in group], metrics["loss"])
         for settings in self.optimizer.param_groups:
             settings["lr"] = learning_rate
@@ -228,7 +230,9 @@ class DPOTrainer:
         self.sums.add(metrics)
         return grad_norm
 
-    def _measure(self, indices: list[int], beta: float, at_start: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    def _measure(
+        self, indices: list[int], beta: float, drift: Tensor | None, at_start: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the training pairs that are this process's share, and metrics of all, (B,) each."""
         own = share(indices)
         batch = collate([self.training[i] for i in own]).to(self.model.device)
@@ -239,7 +243,7 @@ class DPOTrainer:
             self._check_start(policy, reference)
             policy = reference
         lengths = batch.chosen_lengths, batch.rejected_lengths
-        loss, metrics = self._score(policy, reference, lengths, beta, self._drift("training", indices))
+        loss, metrics = self._score(policy, reference, lengths, beta, drift)
         values = gather(torch.stack(list(metrics.values()), dim=1), len(indices)).unbind(1)
         return loss[: owned(len(indices))], dict(zip(metrics, values))
 
@@ -276,10 +280,10 @@ class DPOTrainer:
         The row then takes the reference's numbers: other batches round otherwise, and rewards of 1e-6 would rank at
         random.
         """
-        sums = MetricSums()
+        sums, drift = MetricSums(), self._drift("training", indices)
         with torch.no_grad():
             for group in by_length(self.training, indices, self.config.batch_size * world_size()):
-                sums.add(self._measure(group, self.config.beta_at(0), at_start=True)[1])
+                sums.add(self._measure(group, self.config.beta_at(0), drift, at_start=True)[1])
         return sums.means()
 
     def _check_start(self, policy: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
@@ -372,8 +376,6 @@ class DPOTrainer:
             self._restore(checkpoints[-1])
         elif self.step == 0 and checkpoints:
             raise InputError(f"{self.output} holds checkpoints of an earlier run; resume it, or choose another output")
-        if self.output and rank() == 0:
-            write_json(self.output / "config.json", {"start": self.start} | asdict(self.config))
 
     def _restore(self, folder: Path) -> None:
         state = read_state(folder)
@@ -386,6 +388,10 @@ class DPOTrainer:
         ]
         if changed:
             raise InputError(f"{folder} was written with other settings ({'; '.join(changed)}); resume with the same")
+        if (precision := state.get("precision", self.precision)) != self.precision:
+            raise InputError(
+                f"{folder} was computed in {precision}, this would be {self.precision}; resume with the same"
+            )
         if state["key"] != self.key:
             raise InputError(f"{folder} was trained from other weights or on other data; resume with the same")
         self.best = load_best(folder, self.model)
@@ -395,6 +401,11 @@ class DPOTrainer:
         self.step, self.history, self.sums = state["step"], History(state["history"]), MetricSums(**state["sums"])
         self.scaler.load_state_dict(state["scaler"])
 
+    def _note_start(self) -> None:
+        """Write what this run began from, beside the weights that it left."""
+        if self.output and rank() == 0:
+            write_json(self.output / "config.json", {"start": self.start} | asdict(self.config))
+
     def _save(self) -> str:
         """Write a checkpoint, and say how to go on from it."""
         if self.output is None:
@@ -402,18 +413,23 @@ class DPOTrainer:
         state = {
             "step": self.step,
             "key": self.key,
+            "precision": self.precision,
             "config": asdict(self.config),
             "history": self.history.rows,
             "sums": asdict(self.sums),
             "scaler": self.scaler.state_dict(),
         }
         folder = save_checkpoint(self.output, self.step, self.model, self.optimizer, state, self.best)
+        self._note_start()
         return f"saved as {folder}, from where train(resume=True), or --resume, goes on"
 
 
-def _mismatched(encoded: Sequence[EncodedPair], max_length: int) -> list[EncodedPair]:
+def _mismatched(name: str, encoded: Sequence[EncodedPair], max_length: int) -> list[EncodedPair]:
     """The pairs with their prompts exchanged; of a prompt for which there is no room the beginning is left out."""
-    lenders = mismatch([e.pair.prompt for e in encoded])
+    try:
+        lenders = mismatch([e.pair.prompt for e in encoded])
+    except InputError as error:
+        raise InputError(f"{name} pairs: {error}; give more prompts, or another --val-share") from error
     rooms = [max(1, max_length - max(len(e.chosen), len(e.rejected))) for e in encoded]
     return [replace(e, prompt=encoded[j].prompt[-room:]) for e, j, room in zip(encoded, lenders, rooms)]
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import math
 
+import pytest
+import torch
+
+from dpo_core.errors import InputError
 from dpo_core.trainer import DPOConfig, DPOTrainer
 
 
@@ -21,3 +25,18 @@ def test_the_optimiser_gets_the_clipped_gradient_and_the_log_its_length_before(t
     _, logged = trainer.train(progress=False).column("grad_norm")
     assert lengths == pytest.approx([1e-3] * 3, rel=1e-2)
     assert min(logged) > 1e-2
+
+
+def test_a_gradient_too_large_for_fp16_is_scaled_down_to_1_and_then_refused(tiny_model, encoding, pairs):
+    trainer = DPOTrainer(tiny_model, encoding, pairs, DPOConfig(steps=1, val_share=0))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    passes = []
+
+    def too_large(gradient):
+        passes.append(trainer.scaler.get_scale())
+        return torch.full_like(gradient, math.inf)
+
+    tiny_model.wpe.weight.register_hook(too_large)
+    with pytest.raises(InputError, match="not finite"):
+        trainer.train(progress=False)
+    assert passes == [4.0, 2.0, 1.0]

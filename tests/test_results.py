@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 import measured  # noqa: E402
+import page  # noqa: E402
 import pocket_dpo  # noqa: E402
 
 from dpo_core.pocket.judge import PocketJudge  # noqa: E402
@@ -43,3 +44,12 @@ def test_the_mean_over_the_seeds_is_a_gain():
     gains = [run["reward_gained"]["mean"] for run in RECORD["runs"]]
     assert len(gains) >= 3
     assert sum(gains) / len(gains) > 0
+
+
+def test_the_page_of_measurements_is_what_its_script_makes_of_the_result_files():
+    assert (ROOT / "book" / "benchmarks.md").read_text(encoding="utf-8") == page.text()
+
+
+def test_the_readme_quotes_the_comparison_with_trl():
+    text = re.sub(r"\s+", " ", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert page.sentence() in text

@@ -15,11 +15,13 @@ from dpo_core.course.widgets import dashboard
 from dpo_core.course.widgets.dashboard import Dashboard, live_view
 from dpo_core.course.widgets.embed import embed
 from dpo_core.course.widgets.explorers import BetaExplorer, LossExplorer
+from dpo_core.course.widgets.family_explorer import FAMILY, SETTINGS, FamilyExplorer
+from dpo_core.course.widgets.frontier_explorer import FrontierExplorer, FrontierPoint
 from dpo_core.course.widgets.token_rewards import AnswerRewards, TokenRewards, token_rewards
 from dpo_core.data import collate, encode_pair
 from dpo_core.errors import InputError
 from dpo_core.logprobs import pair_logps
-from dpo_core.losses import dpo_loss
+from dpo_core.losses import LOSSES, dpo_loss
 from dpo_core.metrics import History
 from dpo_core.model import GPT
 from dpo_core.pairs import PreferencePair
@@ -29,6 +31,8 @@ FOLDER = resources.files("dpo_core.course.widgets")
 LIVE = [
     LossExplorer(h=10),
     BetaExplorer(),
+    FamilyExplorer("functions of both answers", h=-7.5, both=-10),
+    FrontierExplorer([FrontierPoint(0.1, 5, 0.02, 0.1, -0.1, 0.3)], beta=0.1, step=5),
     TokenRewards("Why?", [AnswerRewards("chosen", ["Be", "cause"], [0.2, -0.1])], beta=0.1),
 ]
 
@@ -65,6 +69,19 @@ def test_what_the_sliders_cannot_reach_is_refused():
         BetaExplorer(beta=100)
     with pytest.raises(InputError, match=r"no loss 'ipo'.*cdpo, robust, hinge"):
         LossExplorer(loss="ipo")
+    with pytest.raises(InputError, match=r"no group 'all'.*means over tokens"):
+        FamilyExplorer("all")
+
+
+def test_a_frontier_with_holes_is_refused():
+    near, far = FrontierPoint(0.1, 5, 0.02, 0.1, -0.1, 0.3), FrontierPoint(0.3, 15, 0.1, 0.2, 0.0, 0.4)
+    assert FrontierExplorer([near], beta=0.1, step=0).values() == {"kl": 0.0, "gain": 0.0, "low": 0.0, "high": 0.0}
+    with pytest.raises(InputError, match="every beta must be measured at every step"):
+        FrontierExplorer([near, far], beta=0.1, step=5)
+    with pytest.raises(InputError, match="one of each beta and step"):
+        FrontierExplorer([near, near], beta=0.1, step=5)
+    with pytest.raises(InputError, match=r"no point of beta 0\.2 and step 5"):
+        FrontierExplorer([near], beta=0.2, step=5)
 
 
 # Token rewards
@@ -128,7 +145,14 @@ def test_text_stays_text():
     html = shown._repr_html_()
     assert nasty not in html and "<img" not in html
     assert state(html)["answers"][0] == {"name": nasty, "tokens": [nasty], "rewards": [1.0]}
-    for name in ("kit.js", "loss_explorer.js", "beta_explorer.js", "token_rewards.js"):
+    for name in (
+        "kit.js",
+        "loss_explorer.js",
+        "beta_explorer.js",
+        "family_explorer.js",
+        "frontier_explorer.js",
+        "token_rewards.js",
+    ):
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", source(name))
 
 
@@ -210,6 +234,21 @@ def test_the_loss_of_the_page_is_that_of_dpo_core():
     for case, values in zip(cases, got, strict=True):
         expected = LossExplorer(**case | {"smoothing": case["smoothing"] if case["loss"] != "hinge" else 0.0}).values()
         assert values == pytest.approx(expected, abs=1e-4), case
+
+
+def test_the_family_of_the_page_is_that_of_dpo_core():
+    assert set(SETTINGS) == set(LOSSES)
+    cases = [(name, h, both) for name in LOSSES for h in (-60, -7.5, 0, 2.5, 59) for both in (-20.0, 0.25, 10.0)]
+    got = node(f"""
+        import {{ valuesAt }} from "./family_explorer.js";
+        const [cases, {{ groups, pair }}] = [{json.dumps(cases)}, {json.dumps(state(FamilyExplorer()._repr_html_()))}];
+        const losses = Object.assign({{}}, ...Object.values(groups).map((group) => group.losses));
+        const all = cases.map(([name, h, both]) => valuesAt(name, h, both, {{ ...pair, ...losses[name] }}));
+        console.log(JSON.stringify(all));
+    """)
+    groups = {name: group for group, losses in FAMILY.items() for name in losses}
+    for (name, h, both), values in zip(cases, got, strict=True):
+        assert values == pytest.approx(FamilyExplorer(groups[name], h, both).values()[name], abs=6e-5), (name, h, both)
 
 
 def test_the_optimum_of_the_page_is_that_of_dpo_core():

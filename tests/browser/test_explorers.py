@@ -3,6 +3,8 @@
 import pytest
 
 from dpo_core.course.widgets.explorers import BetaExplorer, LossExplorer
+from dpo_core.course.widgets.family_explorer import FAMILY, FamilyExplorer
+from dpo_core.course.widgets.frontier_explorer import FrontierExplorer, FrontierPoint
 from dpo_core.course.widgets.token_rewards import AnswerRewards, TokenRewards
 
 pytestmark = pytest.mark.browser
@@ -16,6 +18,10 @@ TOKENS = TokenRewards(
     ],
     beta=0.1,
 )
+FRONTIER = [  # each number another one
+    FrontierPoint(beta, step, 0.01 * step / beta, gain, gain - 0.1 * k, gain + 0.2)
+    for k, (beta, step, gain) in enumerate(((0.1, 5, 0.1), (0.1, 30, 0.5), (1.0, 5, -0.05), (1.0, 30, 0.3)), 1)
+]
 CARDS = {"light": "rgb(250, 250, 247)", "dark": "rgb(27, 31, 36)"}
 
 
@@ -133,6 +139,74 @@ def test_dragging_along_the_frontier_chooses_beta(visit):
     assert (dot["x"] + dot["width"] / 2 - box["x"]) / box["width"] == pytest.approx(0.8, abs=0.05)
 
 
+# The family
+
+
+def table(page):
+    """Loss and both pulls by name."""
+    rows = page.locator(".dpo-table tr").evaluate_all("rows => rows.map(row => [...row.cells].map(c => c.textContent))")
+    numbers = {name: [float(text.replace("−", "-")) for text in cells] for name, *cells in rows[1:]}
+    return {name: dict(zip(("loss", "chosen", "rejected"), values)) for name, values in numbers.items()}
+
+
+def same_family(page, explorer):
+    shown, computed = table(page), explorer.values()
+    assert list(shown) == list(computed)
+    for name, values in computed.items():
+        assert shown[name] == pytest.approx(values, abs=6e-4), name
+
+
+def test_the_family_follows_menu_keys_and_mouse(visit):
+    page = visit(FamilyExplorer())
+    for group in FAMILY:
+        page.get_by_label("Losses").select_option(group)
+        page.get_by_label("Margin, chosen minus rejected").fill("-12.5")
+        page.get_by_label("Both answers together").fill("-20")
+        same_family(page, FamilyExplorer(group, -12.5, -20))
+        page.get_by_label("Both answers together").press("End")
+        same_family(page, FamilyExplorer(group, -12.5, 10))
+    drag(page, "svg[role=img] >> nth=1", 0.4, 0.8)
+    h = float(page.get_by_label("Margin, chosen minus rejected").input_value())
+    assert h > 15
+    same_family(page, FamilyExplorer("fine-tuning", h, 10))
+
+
+def test_what_both_answers_do_together_is_invisible_to_a_function_of_the_margin(visit):
+    page = visit(FamilyExplorer("functions of the margin", h=5), FamilyExplorer("functions of both answers", h=5))
+    lines = ".dpo-widget >> nth={} >> svg[role=img] >> nth=0 >> path"
+    before = [page.locator(lines.format(i)).evaluate_all("all => all.map(x => x.getAttribute('d'))") for i in (0, 1)]
+    for i in (0, 1):
+        page.get_by_label("Both answers together").nth(i).press("Home")
+    after = [page.locator(lines.format(i)).evaluate_all("all => all.map(x => x.getAttribute('d'))") for i in (0, 1)]
+    assert before[0] == after[0] and all(a != b for a, b in zip(before[1], after[1]))
+
+
+# The frontier
+
+
+def test_the_frontier_follows_keys_and_mouse(visit):
+    page = visit(FrontierExplorer(FRONTIER, beta=0.1, step=30))
+
+    def shown():
+        kl, gain, interval = page.locator(".dpo-readings dd").all_text_contents()
+        texts = (kl.split()[0], gain, *interval.split(" to "))
+        return pytest.approx([float(text.replace("−", "-")) for text in texts], abs=6e-3)
+
+    def expected(beta, step):
+        return list(FrontierExplorer(FRONTIER, beta, step).values().values())
+
+    assert expected(0.1, 30) == shown()
+    page.get_by_label("β of the training").press("ArrowRight")
+    assert expected(1.0, 30) == shown()
+    page.get_by_label("Optimiser step").press("ArrowLeft")
+    assert expected(1.0, 5) == shown()
+    page.get_by_label("β of the training").press("Home")
+    drag(page, "svg", 0.3, 0.95)
+    assert expected(0.1, 30) == shown()
+    drag(page, "svg", 0.9, 0.14)
+    assert expected(0.1, 0) == shown()
+
+
 # Tokens
 
 
@@ -162,10 +236,18 @@ def test_text_from_data_stays_text(visit):
 @pytest.mark.parametrize("theme", CARDS)
 @pytest.mark.parametrize("width", [390, 1200])
 def test_they_fit_the_screen_and_the_theme(visit, theme, width):
-    page = visit(LossExplorer(), BetaExplorer(), TOKENS, width=width, theme=theme)
+    page = visit(
+        LossExplorer(),
+        BetaExplorer(),
+        FamilyExplorer(),
+        FrontierExplorer(FRONTIER, 0.1, 5),
+        TOKENS,
+        width=width,
+        theme=theme,
+    )
     assert page.evaluate("document.documentElement.scrollWidth") == width
     colors = page.locator(".dpo-widget").evaluate_all("all => all.map(host => getComputedStyle(host).backgroundColor)")
-    assert colors == [CARDS[theme]] * 3
+    assert colors == [CARDS[theme]] * 5
 
 
 def test_two_of_a_kind_live_side_by_side(visit):

@@ -20,7 +20,10 @@ from dpo_core.pocket.world import load_world, questions
 from dpo_core.tokenizer import load_tokenizer
 from dpo_core.trainer import DPOTrainer
 
-__all__ = ["PAIRS_ONLY", "RUNS", "SAMPLED", "STATIONS", "STEPS", "judged_samples", "mislabelled", "rounds", "similar"]
+__all__ = [
+    "FRESH", "MORE_SEEDS", "PAIRS_ONLY", "RUNS", "SAMPLED", "STATIONS", "STEPS", "judged_samples", "mislabelled",
+    "rounds", "similar",
+]  # fmt: skip
 
 STEPS = 36  # of eight pairs
 STATIONS = (STEPS,)
@@ -124,10 +127,16 @@ PAIRS_ONLY: Exhibits = {  # measured on held-out pairs only
     "sigmoid and sft, alike": _with(alike, "sigmoid", sft_weight=1.0),
     "sigmoid, alike": _with(alike, "sigmoid"),
     "dpop, alike": _with(alike, "dpop", penalty=5.0),
+    "apo_zero, alike": _with(alike, "apo_zero"),
+    "apo_down, alike": _with(alike, "apo_down"),
+    "orpo, alike": _with(alike, "orpo", rate=RATE / 2),
     "sigmoid, certain": _with(certain, "sigmoid", rate=NOISY_RATE),
     "ipo, certain": _with(certain, "ipo", 2.0, NOISY_RATE),
+    "hinge, certain": _with(certain, "hinge", rate=NOISY_RATE),
     **{f"sigmoid, noise {share:g}": _noisy(share, "sigmoid") for share in (0.2, 0.4)},
 }
+FRESH = (1, 2, 3, 4, 5)  # seeds on which nothing was chosen; the settings for wrong labels were, on seed 0
+MORE_SEEDS = {f"{name}, noise {WRONG:g}": (0, *FRESH) for name in ("sigmoid", "robust", "sigmoid of beta 0.3")}
 
 
 def on_pairs_only(seed: int, name: str) -> Run:

@@ -104,7 +104,7 @@ export function chart({ title, x, y, xLabel, yLabel, dragged }) {
     root.addEventListener("pointerdown", (event) => { root.setPointerCapture(event.pointerId); at(event); });
     root.addEventListener("pointermove", (event) => { if (event.buttons) at(event); });
   }
-  return { root, add, X, Y, inside: (v) => Math.min(y[1], Math.max(y[0], v)) };
+  return { root, add, X, Y, right: x[1], inside: (v) => Math.min(y[1], Math.max(y[0], v)) };
 }
 
 /** Path through (x, y) pairs, held between the lowest and the highest y of the axes. */
