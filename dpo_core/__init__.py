@@ -3,6 +3,12 @@
 The names below are what most programs need; each module's docstring says what else is there.
 """
 
+import os
+
+# Large tensors on large pages, where Linux has them: a step on short pairs is a tenth faster on a CPU, or more. torch
+# reads this when it makes its first tensor.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
 from dpo_core.data import PreferenceBatch, PreferencePair, audit_pairs, collate, encode_pair, load_pairs, save_pairs
 from dpo_core.diagnose import check_setup, diagnose
 from dpo_core.errors import InputError

@@ -86,8 +86,7 @@ class _HeadLogps(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         states, weight, targets = ctx.saved_tensors
         grad_states = torch.empty_like(states)
-        learning = ctx.needs_input_grad[1]  # not with LoRA
-        grad_weight = torch.zeros_like(weight, dtype=ctx.dtypes[1]) if learning else None
+        learning, grad_weight = ctx.needs_input_grad[1], None  # with LoRA the weight does not learn
         last, ctx.last = ctx.last, None
         for part in reversed([*_parts(len(states), ctx.chunk)]):
             found, last = last, None
@@ -97,9 +96,11 @@ class _HeadLogps(torch.autograd.Function):
             slope.scatter_add_(1, targets[part, None], grad[part, None])
             slope = slope.to(weight.dtype)[:, : len(weight)]
             torch.mm(slope, weight, out=grad_states[part])
-            if grad_weight is not None and grad_weight.dtype == slope.dtype:
+            if learning and grad_weight is None:  # no zeros to be added to: they cost as much as the product
+                grad_weight = (slope.T @ states[part]).to(ctx.dtypes[1])
+            elif learning and grad_weight.dtype == slope.dtype:
                 grad_weight.addmm_(slope.T, states[part])
-            elif grad_weight is not None:
+            elif learning:
                 grad_weight += slope.T @ states[part]
         return grad_states.to(ctx.dtypes[0]), grad_weight, None, None
 

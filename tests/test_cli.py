@@ -309,9 +309,12 @@ def test_an_adapter_from_fine_tuning_to_a_measured_model(here, run, model, pairs
 
 
 def test_an_adapter_does_not_overwrite_its_model(here, run, refused, model, pairs):
-    assert "holds the model that the adapter belongs to; choose another --output" in refused(
-        "sft", "--data", pairs, "--model", model, "--lora", "--output", model
-    )
+    told = "holds the model that training starts from; choose another --output"
+    assert told in refused("sft", "--data", pairs, "--model", model, "--lora", "--output", model)
+    run("sft", "--data", pairs, "--model", model, "--lora", "--output", "tuned")
+    for lora in (["--lora"], []):  # it would remove the adapter that it starts from
+        assert told in refused("sft", "--data", pairs, "--model", "tuned/adapter", *lora, "--output", "tuned")
+    assert (here / "tuned" / "adapter" / "adapter_config.json").exists()
 
 
 def test_training_on_top_of_an_adapter(here, run, model, pairs):

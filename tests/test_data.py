@@ -239,6 +239,7 @@ def test_a_prompt_that_merges_away_keeps_its_tokens():
 LONG = "x" * 40
 AUDITS = {
     "duplicate": ([pair(), pair()], ["pair 2"], "repeats an earlier pair"),
+    "no prompt": ([pair(), pair("", "a", "b")], ["pair 2"], "the prompt is empty"),
     "same answers": ([pair(), pair("Who?", "a", "a")], ["pair 2"], "the answers are the same"),
     "long prompt": ([pair(LONG), pair()], ["pair 1"], "the prompt leaves no room"),
     "same within": ([pair(), pair("Who?", LONG + "a", LONG + "b", "f:9")], ["f:9"], "the same within 30 tokens"),

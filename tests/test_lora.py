@@ -191,10 +191,16 @@ KEY = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
     [
         (
             lambda f: (f / "adapter_config.json").unlink(),
-            "adapter_config.json: cannot be read .* name the folder of an",
+            "adapter_config.json: cannot be read; name the folder of an",
         ),
-        (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json: cannot be read"),
-        (lambda f: (f / "adapter_config.json").write_text("[]"), "needs r and lora_alpha"),
+        (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json: not readable as JSON"),
+        (
+            lambda f: (f / "adapter_config.json").write_text("[]"),
+            r"adapter_config.json: holds \[\] where {...} must be",
+        ),
+        (lambda f: (f / "adapter_config.json").write_text("{}"), "needs r and lora_alpha"),
+        (lambda f: (f / "more.bin").write_bytes(b"x"), "holds more.bin; such a file can be a pickle"),
+        (lambda f: edit(f, base_model_name_or_path=str(f)), "names itself as the model that it belongs to"),
         (lambda f: edit(f, r="two"), r"needs r and lora_alpha \(numbers\) and target_modules"),
         (lambda f: edit(f, target_modules="all-linear"), "needs r and lora_alpha"),
         (lambda f: edit(f, target_modules=["lm_head"]), "no linear layer is called 'lm_head'; there are attn.c_attn, "),

@@ -109,6 +109,14 @@ def test_what_cannot_be_learned_is_an_error(tiny_model, documents, message):
         train_lm(tiny_model, documents, LMConfig(), progress=False)
 
 
+def test_a_run_that_diverges_ends_before_the_step(tiny_model):
+    documents, before = [Document([1, 2, 3])], {k: v.clone() for k, v in tiny_model.state_dict().items()}
+    tiny_model.wpe.weight.register_hook(lambda gradient: torch.full_like(gradient, torch.inf))
+    with pytest.raises(InputError, match="loss or gradient of step 1 is not finite; lower the learning rate"):
+        train_lm(tiny_model, documents, LMConfig(), progress=False)
+    assert all(torch.equal(before[k], v) for k, v in tiny_model.state_dict().items())
+
+
 # Documents
 
 

@@ -102,7 +102,7 @@ def test_accumulation_equals_one_batch(make, pairs, batch_size, grad_accum):
 
 def test_the_gradient_is_that_of_the_mean_loss(make, pairs):
     trainer = make(pairs=pairs[:6], val_share=0, steps=1, batch_size=8, max_grad_norm=1e9)
-    loss, _ = trainer._measure(list(range(6)), beta=0.1)
+    loss, _ = trainer._measure(list(range(6)), beta=0.1, drift=None)
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss.mean(), trainer.parameters)])
     history = trainer.train(progress=False)
     torch.testing.assert_close(gradient(trainer), expected, rtol=1e-5, atol=1e-6)
@@ -476,6 +476,15 @@ def test_the_model_that_training_starts_from_is_not_overwritten(make, tiny_model
 def test_an_earlier_run_is_not_overwritten(make, checkpointed):
     with pytest.raises(InputError, match="holds checkpoints of an earlier run"):
         make(checkpointed).train(progress=False)
+
+
+def test_a_run_is_resumed_in_the_precision_it_was_computed_in(make, checkpointed):
+    file = checkpointed / "checkpoints" / "step-000006" / "trainer.json"
+    state = json.loads(file.read_text())
+    assert state["precision"] == "float32"
+    file.write_text(json.dumps(state | {"precision": "bf16"}))
+    with pytest.raises(InputError, match=r"was computed in bf16, this would be float32; resume with the same"):
+        make(checkpointed).train(progress=False, resume=True)
 
 
 @pytest.mark.parametrize("folder", [True, False])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -50,8 +52,10 @@ def by_hand(loss, policy, reference, encoding, pairs, mismatched=None):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_logged_loss_is_the_one_asked_for(make, tiny_model, encoding, pairs, name):
-    trainer = make(loss=name)
-    expected = by_hand(LOSSES[name], trainer.model, tiny_model, encoding, pairs, torch.zeros(1))
+    settings = {"label_smoothing": 0.2} if name in ("cdpo", "robust") else {}
+    trainer = make(loss=name, loss_settings=settings)
+    loss = partial(LOSSES[name], **settings)
+    expected = by_hand(loss, trainer.model, tiny_model, encoding, pairs, torch.zeros(1))
     history = trainer.train(progress=False)
     assert history.rows[0]["loss"] == pytest.approx(float(expected), rel=1e-4)
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
@@ -83,6 +87,15 @@ def test_settings_reach_the_loss_also_where_it_is_evaluated(make, tiny_model, en
     )
 
 
+def test_the_reference_point_of_kto_is_that_of_the_step_however_many_passes_it_takes(make):
+    logged = []
+    for batch_size, grad_accum in ((10, 1), (2, 5)):
+        trainer = make(loss="kto", learning_rate=1e-2, steps=4, batch_size=batch_size, grad_accum=grad_accum)
+        logged.append(trainer.train(progress=False).column("loss")[1])
+        assert trainer._drift("training", [*range(10)]).mean() > 0.05  # so that the points of parts would differ
+    assert logged[0] == pytest.approx(logged[1], abs=1e-5)
+
+
 def test_an_sft_term_is_added(make):
     plain, tied = make(), make(loss_settings={"sft_weight": 0.5})
     start = [trainer.train(progress=False).rows[0]["loss"] for trainer in (plain, tied, make(loss="sft"))]
@@ -108,6 +121,8 @@ def test_kto_measures_how_far_answers_to_other_prompts_have_drifted(make, tiny_m
     ("settings", "message"),
     [
         ({"loss": "nonsense"}, "no loss 'nonsense': there are sigmoid"),
+        ({"loss": "robust"}, "the loss 'robust' needs label_smoothing, the share of labels assumed wrong"),
+        ({"loss": "cdpo", "loss_settings": {"label_smoothing": 0.0}}, "the loss 'cdpo' needs label_smoothing"),
         ({"loss": "ipo", "label_smoothing": 0.1}, "the loss 'ipo' has no setting 'label_smoothing'"),
         ({"loss_settings": {"penalty": 1.0}}, "the loss 'sigmoid' has no setting 'penalty'"),
         ({"loss_settings": {"sft_weight": -1.0}}, "sft_weight is -1.0"),
@@ -116,3 +131,9 @@ def test_kto_measures_how_far_answers_to_other_prompts_have_drifted(make, tiny_m
 def test_what_no_loss_has_is_refused(settings, message):
     with pytest.raises(InputError, match=message):
         DPOConfig(**settings)
+
+
+def test_kto_says_which_pairs_have_too_few_prompts(tiny_model, encoding, pairs):
+    one_prompt = [PreferencePair("Why?", "YES", "no"), PreferencePair("Why?", "OK", "no")]
+    with pytest.raises(InputError, match=r"validation pairs: one prompt has 2 of 2 answers.*another --val-share"):
+        DPOTrainer(tiny_model, encoding, pairs, DPOConfig(loss="kto"), val_pairs=one_prompt)

@@ -45,12 +45,9 @@ export const LOSSES = {
   orpo: (c, l, { beta, start, tokens }) => {
     const [logP, logQ] = [c, l].map((ratio) => Math.min((start + ratio) / tokens, -1e-6)); // of a token, in the mean
     const odds = logP - logQ - Math.log(-Math.expm1(logP)) + Math.log(-Math.expm1(logQ));
-    const pull = (beta * sigmoid(-odds)) / tokens;
-    return {
-      loss: -(start + c) / tokens + beta * softplus(-odds),
-      chosen: 1 / tokens - pull / Math.expm1(logP),
-      rejected: pull / Math.expm1(logQ),
-    };
+    const slope = (log) => (log < -1e-6 ? (beta * sigmoid(-odds)) / tokens / Math.expm1(log) : 0); // 0 once certain
+    const loss = -(start + c) / tokens + beta * softplus(-odds);
+    return { loss, chosen: 1 / tokens - slope(logP), rejected: slope(logQ) };
   },
   sft: (c, l, { start, tokens }) => ({ loss: -(start + c) / tokens, chosen: 1 / tokens, rejected: 0 }),
 };
