@@ -39,7 +39,7 @@ SETTINGS = {name: settings for group in FAMILY.values() for name, settings in gr
 RANGES = {  # of the pictures
     "functions of the margin": {"loss": [-5, 11], "pull": [-0.05, 0.2]},
     "means over tokens": {"loss": [0, 7], "pull": [-0.15, 0.2]},
-    "functions of both answers": {"loss": [0, 6], "pull": [-0.05, 0.4]},
+    "functions of both answers": {"loss": [0, 6], "pull": [-0.03, 0.1]},
     "fine-tuning": {"loss": [0, 3.5], "pull": [0, 0.03]},
 }
 
