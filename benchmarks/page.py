@@ -184,8 +184,9 @@ def text() -> str:
         " same weights on the same token ids in the same order, with the same optimiser, each in a process of its own,"
         " and they take turns. TRL's defaults are bf16, recomputation of activations and a live reference; its *best"
         " options* are no recomputation, a precomputed reference, and the fastest of two precisions and two kinds of"
-        " attention, which were tried first. `dpo_core` runs with `--precision auto`. A batch counts with its"
-        " fastest pass after a warm-up."
+        " attention, which were tried first. `dpo_core` runs with `--precision auto`. The short pairs were"
+        " measured with torch's large memory pages, which importing `dpo_core` turns on for every variant, the long"
+        " prompts before it did so. A batch counts with its fastest pass after a warm-up."
         " *Share of the matmul rate* is the arithmetic that these pairs need at least, per second, over what this"
         " machine does in large matrix products.",
         "",
