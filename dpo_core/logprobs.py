@@ -86,7 +86,8 @@ class _HeadLogps(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         states, weight, targets = ctx.saved_tensors
         grad_states = torch.empty_like(states)
-        learning, grad_weight = ctx.needs_input_grad[1], None  # with LoRA the weight does not learn
+        learning = ctx.needs_input_grad[1]  # not with LoRA
+        grad_weight: Tensor | None = None
         last, ctx.last = ctx.last, None
         for part in reversed([*_parts(len(states), ctx.chunk)]):
             found, last = last, None
@@ -96,11 +97,13 @@ class _HeadLogps(torch.autograd.Function):
             slope.scatter_add_(1, targets[part, None], grad[part, None])
             slope = slope.to(weight.dtype)[:, : len(weight)]
             torch.mm(slope, weight, out=grad_states[part])
-            if learning and grad_weight is None:  # no zeros to be added to: they cost as much as the product
+            if not learning:
+                continue
+            if grad_weight is None:  # no zeros to be added to: they cost as much as the product
                 grad_weight = (slope.T @ states[part]).to(ctx.dtypes[1])
-            elif learning and grad_weight.dtype == slope.dtype:
+            elif grad_weight.dtype == slope.dtype:
                 grad_weight.addmm_(slope.T, states[part])
-            elif learning:
+            else:
                 grad_weight += slope.T @ states[part]
         return grad_states.to(ctx.dtypes[0]), grad_weight, None, None
 
