@@ -147,12 +147,17 @@ def scaling_figure(record: dict, file: Path) -> None:
         for ax, key, color, factor in zip(
             axes[:, column], ("seconds", "peak_mb"), (COLORS["policy"], COLORS["chosen"]), (1, 1 / 1024)
         ):
-            ax.plot(x, [point[key] * factor for point in points], "o-", color=color)
-            ax.set_ylim(bottom=0)
+            values = [point[key] * factor for point in points]
+            ax.plot(x, values, "o-", color=color)
+            ax.set_ylim(0, 1.1 * max(values))
         axes[1, column].set_xlabel(name)
     axes[0, 0].set_ylabel("seconds a step")
     axes[1, 0].set_ylabel("peak memory, GiB")
-    figure.suptitle("Time and memory of a step, by what grows", x=0.01, ha="left")
+    figure.suptitle(
+        "A step costs more with every token, pair and parameter, and less the more of it is a shared prompt",
+        x=0.01,
+        ha="left",
+    )
     figure.savefig(file, dpi=150)
     plt.close(figure)
 
