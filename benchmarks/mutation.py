@@ -141,10 +141,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     start, rng = time.monotonic(), random.Random(args.seed)
-    scores: dict[str, dict[str, int]] = {}
+    # What is known of modules that are not asked for now is kept.
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"modules": {}, "survivors": []}
+    scores: dict[str, dict[str, int]] = {n: score for n, score in known["modules"].items() if n not in args.modules}
     planted = {name: plant((ROOT / "dpo_core" / f"{name}.py").read_text("utf-8")) for name in args.modules}
     chosen = {name: rng.sample(every, min(len(every), args.sample // len(planted))) for name, every in planted.items()}
-    survivors: list[dict[str, object]] = []
+    survivors: list[dict[str, object]] = [s for s in known["survivors"] if s["module"] not in args.modules]
     with TemporaryDirectory() as folder:
         copy_ = Path(folder)
         for part in ("dpo_core", "tests", "benchmarks"):

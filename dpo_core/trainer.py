@@ -200,7 +200,6 @@ class DPOTrainer:
             self.model.load_state_dict(self.best, strict=False)
         if self.output:
             save_final(self.output, self.model, self.history)
-            self._note_start()
         return self.history
 
     def _update(self, indices: list[int], beta: float, learning_rate: float) -> float:
@@ -376,6 +375,8 @@ class DPOTrainer:
             self._restore(checkpoints[-1])
         elif self.step == 0 and checkpoints:
             raise InputError(f"{self.output} holds checkpoints of an earlier run; resume it, or choose another output")
+        if self.output and rank() == 0:
+            write_json(self.output / "config.json", {"start": self.start} | asdict(self.config))
 
     def _restore(self, folder: Path) -> None:
         state = read_state(folder)
@@ -401,11 +402,6 @@ class DPOTrainer:
         self.step, self.history, self.sums = state["step"], History(state["history"]), MetricSums(**state["sums"])
         self.scaler.load_state_dict(state["scaler"])
 
-    def _note_start(self) -> None:
-        """Write what this run began from, beside the weights that it left."""
-        if self.output and rank() == 0:
-            write_json(self.output / "config.json", {"start": self.start} | asdict(self.config))
-
     def _save(self) -> str:
         """Write a checkpoint, and say how to go on from it."""
         if self.output is None:
@@ -420,7 +416,6 @@ class DPOTrainer:
             "scaler": self.scaler.state_dict(),
         }
         folder = save_checkpoint(self.output, self.step, self.model, self.optimizer, state, self.best)
-        self._note_start()
         return f"saved as {folder}, from where train(resume=True), or --resume, goes on"
 
 
