@@ -122,7 +122,7 @@ def emulated(record: dict) -> list[str]:
 
 def tried(record: dict) -> list[str]:
     """How TRL's best options were found."""
-    rates = ", ".join(f"{choice} {rate:.3g}" for choice, rate in record["trl_trials"].items())
+    rates = "; ".join(f"{choice}: {rate:.3g}" for choice, rate in record["trl_trials"].items())
     return [f"TRL's precision and attention, in pairs/s of one pass without recomputation and live reference: {rates}."]
 
 
