@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,7 +29,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import provenance
+from machine import in_process, provenance
 
 from dpo_core.data import EncodedPair, audit_pairs
 from dpo_core.model import GPT, GPTConfig
@@ -383,19 +380,16 @@ def child(variant: str, file: Path) -> None:
     print("\n" + json.dumps(asdict(log)))
 
 
-def in_process(variant: str, work: Work, folder: Path) -> dict[str, Any]:
+def measured(variant: str, work: Work, folder: Path) -> dict[str, Any]:
+    """What a variant measured in a process of its own."""
     file = folder / "work.json"
     file.write_text(json.dumps(asdict(work)))
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", variant, "--work", str(file)]
-    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{variant} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    return in_process(__file__, "--child", variant, "--work", str(file), **quiet)
 
 
 def run(variant: str, work: Work, folder: Path) -> Log:
-    return Log(**in_process(variant, work, folder))
+    return Log(**measured(variant, work, folder))
 
 
 def pairs_per_second(log: Log, work: Work, with_reference: bool = False) -> float:
@@ -531,7 +525,7 @@ def main() -> None:
                 }
                 for name, entries in logs.items()
             },
-            "profile": in_process("profile", work, folder),
+            "profile": measured("profile", work, folder),
             "same_numbers": numbers,
         }
         file = options.results / f"engine_{options.name}.json"

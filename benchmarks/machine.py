@@ -10,10 +10,11 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["provenance", "write_runs"]
+__all__ = ["in_process", "provenance", "write_runs"]
 
 
 def provenance() -> dict[str, object]:
@@ -30,9 +31,19 @@ def provenance() -> dict[str, object]:
             "cores": os.cpu_count(),
             "torch threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "large pages": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
+
+
+def in_process(script: str, *arguments: str, **environment: str) -> Any:
+    """What a script prints last, as JSON, run in a process of its own with these arguments and variables."""
+    command = [sys.executable, str(Path(script).resolve()), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(command)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def write_runs(file: Path, made_on: dict[str, object], runs: Iterable[dict[str, object]]) -> None:

@@ -10,14 +10,12 @@ import argparse
 import json
 import random
 import resource
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from engine import BETA, END, RATE, SHAPES, Work, now, our_trainer, peak_mb
-from machine import provenance
+from machine import in_process, provenance
 
 from dpo_core.model import GPT, GPTConfig
 
@@ -89,14 +87,6 @@ def held_mb(device: torch.device) -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-def in_process(*arguments: str) -> dict:
-    """What this script prints, run with these arguments in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SHAPES, default="gpt2", help="of all points but those of the last sweep")
@@ -115,10 +105,10 @@ def main() -> None:
         for point in SWEEPS[name]:
             if name != "parameters":
                 point = point | {"model": options.model}
-            found = in_process("--point", json.dumps(point))
+            found = in_process(__file__, "--point", json.dumps(point))
             sweeps[name].append({"x": AXES[name](point)} | point | found)
             print(name, sweeps[name][-1], flush=True)
-    endurance = in_process("--endure")
+    endurance = in_process(__file__, "--endure")
     print(endurance, flush=True)
     record = provenance() | {"base": BASE | {"model": options.model}, "sweeps": sweeps, "endurance": endurance}
     file = options.results / "scaling.json"

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from dpo_core.errors import InputError
 from dpo_core.files import read_json, read_tensors, refuse_pickles, written
-from dpo_core.model import GPT, PUBLISHED, TRANSPOSED
+from dpo_core.hf_layout import PUBLISHED, TRANSPOSED
+from dpo_core.model import GPT
 
 __all__ = [
     "LoRAConfig",

@@ -2,9 +2,7 @@
 
 - Decoder-only transformer, pre-norm, learned positions, tanh-GELU, head tied to the token embedding
   (Radford et al. 2019).
-- Module names are those of GPT-2's published checkpoints; the four weight matrices of a block are stored
-  there transposed (``Conv1D``), which ``_from_hf`` and ``_to_hf`` undo and redo.
-- Checkpoints are folders with ``config.json`` and ``model.safetensors``; no pickle is ever read.
+- Module names are those of GPT-2's published checkpoints, which ``hf_layout`` reads and writes.
 
 Shapes: B rows, T positions, C channels, H heads, V vocabulary.
 """
@@ -12,9 +10,7 @@ Shapes: B rows, T positions, C channels, H heads, V vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +20,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dpo_core.errors import InputError, shown
-from dpo_core.files import FLOATS, read_json, read_tensors, refuse_pickles, tensor_layout, written
+from dpo_core.errors import InputError
+from dpo_core.files import read_tensors, tensor_layout, written
+from dpo_core.hf_layout import PUBLISHED, check_layout, checkpoint_files, described, from_hf, read_config, to_hf
 
 __all__ = ["GPT", "GPTConfig", "KVCache", "PUBLISHED"]
-
-PUBLISHED = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
-
-# Stored as (in, out) by GPT-2's Conv1D and as (out, in) by nn.Linear.
-TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-
-# What our forward pass does; a config.json that asks for something else would load and compute other numbers.
-COMPUTED = {
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-}
 
 KVCache = list[tuple[Tensor, Tensor]]  # one (keys, values) per layer, each (B, H, T, C/H)
 
@@ -280,8 +264,15 @@ class GPT(nn.Module):
         >>> GPT.from_pretrained("pocket").config.tokenizer
         'pocket'
         """
-        config_file, weights_file = _checkpoint_files(str(name_or_path))
-        config, layout = _read_config(config_file), tensor_layout(weights_file)
+        config_file, weights_file = checkpoint_files(str(name_or_path))
+        # Training state is not a checkpoint's business: dropout starts at 0 whatever the file says.
+        known = {f.name for f in fields(GPTConfig)} - {"dropout"}
+        read = read_config(config_file)
+        try:
+            config = GPTConfig(**{key: read[key] for key in known & read.keys()})
+        except InputError as error:
+            raise InputError(f"{config_file}: {error}") from error
+        layout = tensor_layout(weights_file)
         # Before anything is built from it: a configuration may ask for any size.
         C, size = config.n_embd, weights_file.stat().st_size
         asked = (config.vocab_size + config.n_positions) * C + config.n_layer * (12 * C + 13) * C + 2 * C
@@ -292,8 +283,8 @@ class GPT(nn.Module):
             )
         with torch.device("meta"):
             model = cls(config)
-        _check_layout(layout, model.state_dict(), weights_file)
-        model.load_state_dict(_from_hf(read_tensors(weights_file), weights_file), assign=True)
+        check_layout(layout, model.state_dict(), weights_file)
+        model.load_state_dict(from_hf(read_tensors(weights_file), weights_file), assign=True)
         model.source = str(name_or_path)
         return model.requires_grad_().eval()
 
@@ -315,115 +306,7 @@ class GPT(nn.Module):
         folder, state = Path(folder), self.state_dict()
         if any(".lora_" in key for key in state):
             raise InputError("an adapter is no part of a GPT-2 checkpoint; write merged_copy(model), or save_adapter")
-        config = self.config
-        eos = config.vocab_size - 1
-        described = {
-            "model_type": "gpt2",
-            "architectures": ["GPT2LMHeadModel"],
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": 1e-5,
-            "tie_word_embeddings": True,
-            "bos_token_id": eos,
-            "eos_token_id": eos,
-            **{f"{part}_pdrop": config.dropout for part in ("attn", "embd", "resid")},
-            **{key: value for key, value in asdict(config).items() if key != "dropout"},
-        }
         with written(folder / "config.json") as partial:
-            partial.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(described(asdict(self.config)), indent=2) + "\n", encoding="utf-8")
         with written(folder / "model.safetensors") as partial:
-            save_file(_to_hf(state), partial, metadata={"format": "pt"})
-
-
-def _checkpoint_files(name: str) -> tuple[Path, Path]:
-    if name == "pocket":
-        folder = Path(str(resources.files("dpo_core.pocket") / "model"))
-    elif name in PUBLISHED:
-        return _download(PUBLISHED[name], "config.json"), _download(PUBLISHED[name], "model.safetensors")
-    else:
-        folder = Path(name)
-        if not folder.is_dir():
-            known = ", ".join(["pocket", *PUBLISHED])
-            raise InputError(f"no model {name!r}: it is neither a folder nor one of {known}")
-        refuse_pickles(folder)
-    for file in ("config.json", "model.safetensors"):
-        if not (folder / file).is_file():
-            held = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
-            raise InputError(f"{folder}: no {file} (the folder holds {held}); only safetensors checkpoints are read")
-    return folder / "config.json", folder / "model.safetensors"
-
-
-def _download(repo: str, file: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repo, file))
-    except Exception as error:  # the client raises a dozen kinds; each means that the file is not to be had
-        raise InputError(
-            f"{file} of {repo} could not be fetched from the Hugging Face Hub ({type(error).__name__}: {error});"
-            " check the network, or use --model pocket, which needs none"
-        ) from error
-
-
-def _read_config(file: Path) -> GPTConfig:
-    raw = read_json(file)
-    if raw.get("model_type") != "gpt2":
-        raise InputError(f"{file}: model_type must be 'gpt2'; other architectures are not supported")
-    for key, value in COMPUTED.items():
-        if raw.get(key, value) != value:
-            raise InputError(f"{file}: {key} is {shown(raw[key])}, but only {shown(value)} is supported")
-    # Training state is not a checkpoint's business: dropout starts at 0 whatever the file says.
-    known = {f.name for f in fields(GPTConfig)} - {"dropout"}
-    try:
-        return GPTConfig(**{key: raw[key] for key in known & raw.keys()})
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-
-
-def _our_name(key: str) -> str | None:
-    """A published tensor's name with us, if we keep it."""
-    name = key.removeprefix("transformer.")
-    # The causal mask, stored as a buffer by old files, and the head, which is tied to wte.weight.
-    return None if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight" else name
-
-
-def _check_layout(layout: Mapping[str, tuple[str, tuple[int, ...]]], expected: dict[str, Tensor], file: Path) -> None:
-    """Every key, kind of number and shape in the file, before its tensors are loaded."""
-    kept = {name: found for key, found in layout.items() if (name := _our_name(key)) is not None}
-    found = {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, (_, shape) in kept.items()}
-    odd = [f"{name} {kind}" for name, (kind, _) in kept.items() if kind not in FLOATS]
-    _require(not odd, file, f"tensors hold other numbers than {', '.join(FLOATS)}", odd)
-    _require(not expected.keys() - found.keys(), file, "tensors are missing", expected.keys() - found.keys())
-    _require(not found.keys() - expected.keys(), file, "tensors are unknown", found.keys() - expected.keys())
-    wrong = [
-        f"{key} {found[key]} instead of {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if found[key] != tensor.shape
-    ]
-    _require(not wrong, file, "shapes do not fit config.json", wrong)
-
-
-def _from_hf(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Published tensors under our names and orientation."""
-    found = {name: tensor for key, tensor in tensors.items() if (name := _our_name(key)) is not None}
-    if not torch.equal(tensors.get("lm_head.weight", found["wte.weight"]), found["wte.weight"]):
-        raise InputError(f"{file}: lm_head.weight differs from wte.weight, but only tied heads are supported")
-    # A copy of each: what was read lies in the mapped file, all of which would stay in memory beside the weights.
-    ours = {name: tensor.t() if name.endswith(TRANSPOSED) else tensor for name, tensor in found.items()}
-    return {
-        name: tensor.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        for name, tensor in ours.items()
-    }
-
-
-def _to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        f"transformer.{key}": (tensor.t() if key.endswith(TRANSPOSED) else tensor).detach().cpu().contiguous()
-        for key, tensor in state.items()
-    }
-
-
-def _require(fine: bool, file: Path, what: str, names: Iterable[str]) -> None:
-    if not fine:
-        listed = sorted(names)
-        more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
-        raise InputError(f"{file}: {what}: {', '.join(shown(name, 120)[1:-1] for name in listed[:5])}{more}")
+            save_file(to_hf(state), partial, metadata={"format": "pt"})
