@@ -59,7 +59,7 @@ def test_contributors_are_shown_the_first_cell():
 def test_first_cell_is_short_and_says_what_is_missing():
     cell = address.first_cell("")
     assert sum(bool(line) for line in cell.splitlines()) < 5
-    assert all(len(line) <= 120 for line in cell.splitlines())
+    assert all(len(line) <= 88 for line in cell.splitlines())
     assert "pip install -e ." in cell and "http" not in cell
 
 

@@ -22,10 +22,7 @@ if not find_spec("dpo_core"):
     {install}
 from dpo_core.course import setup; setup()  # fmt: skip"""
 INSTALL = "%pip install -q --no-deps git+{address}"
-NO_ADDRESS = (
-    'raise ImportError("dpo_core is missing and no repository is known: '
-    "run `pip install -e .` in the course's folder\")"
-)
+NO_ADDRESS = 'raise ImportError("dpo_core is missing: `pip install -e .` in the course\'s folder")'
 
 IN_PROJECT = re.compile(r'\[project\.urls\]\nRepository = "(.*)"\n\n')
 IN_CONFIG = re.compile(r'^(repository:\n  url: )"(.*)"', re.MULTILINE)
