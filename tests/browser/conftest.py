@@ -70,10 +70,19 @@ class Visit:
     weight: dict[str, int] = field(default_factory=dict)
 
 
+LONG_TASKS = """() => {
+    window.lastLongTask = 0;
+    new PerformanceObserver(list => {
+        for (const task of list.getEntries()) window.lastLongTask = task.startTime + task.duration;
+    }).observe({type: "longtask", buffered: true});
+}"""
+
+
 def open_page(chromium, root: str, path: str, width: int = 1280, theme: str = "light") -> Visit:
     """A page of the book with nothing but the book within reach, once its formulas are drawn."""
     context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
     context.set_default_timeout(300_000)  # for machines with more to do
+    context.add_init_script(f"({LONG_TASKS})()")
     seen = Visit(context.new_page())
 
     def refuse(route):

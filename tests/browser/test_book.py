@@ -117,12 +117,18 @@ WITHOUT_GLYPHS = """() => {  // formulas and coloured code become boxes and text
 }"""
 
 
+INTERACTIVE = """() => {  // milliseconds until the page was built and no task of 50 ms and more was left
+    return Math.max(performance.getEntriesByType("navigation")[0].domContentLoadedEventEnd, window.lastLongTask);
+}"""
+
+
 @dataclass
 class Seen:
     """What was found on one page."""
 
     troubles: list[str]
     weight: int
+    interactive: float
     too_wide: list[str]
     broken: list[str]
     findings: list[str]
@@ -163,6 +169,7 @@ def tour(book, site, opened) -> dict[str, Seen]:
         page = visit.page
         page.wait_for_load_state("networkidle")
         weight = sum(compressed(book.folder / name, size) for name, size in visit.weight.items())
+        interactive = page.evaluate(INTERACTIVE)
         wide = page.evaluate(TOO_WIDE)
         wrong = [source for source in page.evaluate(BROKEN) if source]
         wrong += page.evaluate("() => [...document.querySelectorAll('mjx-merror')].map(e => e.textContent)")
@@ -171,7 +178,7 @@ def tour(book, site, opened) -> dict[str, Seen]:
         page.evaluate(WITHOUT_GLYPHS)
         rules = {"runOnly": {"type": "tag", "values": LEVELS}, "rules": {"color-contrast": {"enabled": False}}}
         objections += findings(page, {"include": [["html"]]}, rules)
-        found[path] = Seen(visit.troubles, weight, wide, wrong, objections)
+        found[path] = Seen(visit.troubles, weight, interactive, wide, wrong, objections)
         page.context.close()
     return found
 
@@ -185,7 +192,10 @@ def test_every_page_is_whole_accessible_and_narrow(tour, what):
 
 def test_no_page_is_heavy(tour):
     heaviest = max(tour, key=lambda path: tour[path].weight)
-    print(f"{len(tour)} pages, the heaviest {heaviest} with {tour[heaviest].weight / 1e6:.2f} MB")
+    slowest = max(tour, key=lambda path: tour[path].interactive)
+    for name, path in (("heaviest", heaviest), ("slowest", slowest)):
+        seconds = tour[path].interactive / 1000
+        print(f"{name} of {len(tour)} pages: {path}, {tour[path].weight / 1e6:.2f} MB, usable after {seconds:.1f} s")
     assert tour[heaviest].weight > 300_000, "something was not counted"
     assert {path: seen.weight for path, seen in tour.items() if seen.weight > LIMIT} == {}
 
