@@ -85,6 +85,7 @@ def test_every_chapter_says_its_time_and_level(book):
 # In the browser
 
 
+WIDTHS = (1920, 1280, 1024, 390)  # pixels; the last is that at which the rest is looked at
 BROKEN = """() => Promise.all([...document.images].map(
     image => (image.loading = "eager", image.decode().then(() => "", () => image.src))))"""
 TOO_WIDE = """() => {
@@ -170,7 +171,10 @@ def tour(book, site, opened) -> dict[str, Seen]:
         page.wait_for_load_state("networkidle")
         weight = sum(compressed(book.folder / name, size) for name, size in visit.weight.items())
         interactive = page.evaluate(INTERACTIVE)
-        wide = page.evaluate(TOO_WIDE)
+        wide = []
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            wide += [f"at {width} pixels: {it}" for it in page.evaluate(TOO_WIDE)]
         wrong = [source for source in page.evaluate(BROKEN) if source]
         wrong += page.evaluate("() => [...document.querySelectorAll('mjx-merror')].map(e => e.textContent)")
         page.evaluate(AXE)
