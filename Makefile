@@ -6,7 +6,7 @@ READY := .venv/.ready
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=300
 
 .DEFAULT_GOAL := help
-.PHONY: book pdf test notebooks address format lock clean help
+.PHONY: book pdf test notebooks records address format lock clean help
 
 book: $(READY)  ## Build the book into _build/html; a warning is an error
 	$(BIN)/jupyter-book build . -W --keep-going
@@ -23,6 +23,12 @@ test: $(READY)  ## Lint, check types, test dpo_core with its docstrings, and re-
 notebooks: $(READY)  ## Run every notebook and store its outputs, which the book shows and the tests compare
 	OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True notebooks/*.ipynb
+
+records: $(READY)  ## After a change to the pocket model, its corpus or judge: record all runs anew, two hours
+	$(BIN)/python benchmarks/museum.py
+	$(BIN)/python benchmarks/run_record.py
+	for chapter in 08 09 10; do $(BIN)/python benchmarks/sweep.py $$chapter || exit 1; done
+	$(BIN)/python benchmarks/pocket_dpo.py
 
 address: $(READY)  ## Write the repository's address everywhere: make address URL=https://github.com/OWNER/REPO
 	$(BIN)/python tools/address.py "$(URL)"

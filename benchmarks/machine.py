@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -9,12 +10,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["in_process", "provenance", "write_runs"]
+__all__ = ["in_process", "model_hash", "provenance", "write_runs"]
 
 
 def provenance() -> dict[str, object]:
@@ -44,6 +46,12 @@ def in_process(script: str, *arguments: str, **environment: str) -> Any:
     if done.returncode:
         raise SystemExit(f"{shlex.join(command)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def model_hash() -> str:
+    """The first digits of the shipped model's SHA-256, so that a record of another model shows itself."""
+    file = Path(str(resources.files("dpo_core.pocket") / "model")) / "model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def write_runs(file: Path, made_on: dict[str, object], runs: Iterable[dict[str, object]]) -> None:

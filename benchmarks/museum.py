@@ -7,15 +7,12 @@ the verdicts, which chapter 07 shows as a table.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
-from importlib import resources
-from pathlib import Path
 
 import torch
-from machine import provenance, write_runs
+from machine import model_hash, provenance, write_runs
 
 from dpo_core.course.museum import EXHIBITS, PROMPTS, RECORD, expected, score, verdict, visit
 from dpo_core.diagnose import diagnose
@@ -23,12 +20,6 @@ from dpo_core.generate import generate
 from dpo_core.metrics import History
 
 SEEDS = (0, 1, 2)
-
-
-def model_hash() -> str:
-    """The first digits of the shipped model's SHA-256, so that a record of another model shows itself."""
-    file = Path(str(resources.files("dpo_core.pocket") / "model")) / "model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def run(name: str, seed: int) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """The runs that a chapter compares, each with three seeds, and what was measured on their way.
 
 Run as ``python benchmarks/sweep.py 08``, with names of runs behind it to make only these anew. It writes
-``benchmarks/results/sweep_08.json`` after every run, and goes on with what is missing there.
+``benchmarks/results/sweep_08.json`` after every run, and goes on with what is missing there. Runs of another model than
+the shipped one are not kept.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import time
 from importlib import import_module
 
 import torch
-from machine import provenance, write_runs
-from museum import model_hash
+from machine import model_hash, provenance, write_runs
 
 from dpo_core.course.sweeps import RESULTS, SEEDS, Run, follow, to_json
 
@@ -21,7 +21,8 @@ from dpo_core.course.sweeps import RESULTS, SEEDS, Run, follow, to_json
 def main(chapter: str, anew: list[str]) -> None:
     runs, file = import_module(f"dpo_core.course.sweeps.chapter_{chapter}"), RESULTS / f"sweep_{chapter}.json"
     every = runs.RUNS | getattr(runs, "SAMPLED", {})
-    kept = json.loads(file.read_text(encoding="utf-8"))["runs"] if file.exists() else []
+    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    kept = record["runs"] if record.get("model") == model_hash() else []
     done = {(e["seed"], e["name"]): e for e in kept if e["name"] in every and e["name"] not in anew}
     made_on = provenance() | {"command": f"python benchmarks/sweep.py {chapter}", "model": model_hash()}
     more_seeds = getattr(runs, "MORE_SEEDS", {})

@@ -16,7 +16,7 @@ from dpo_core.metrics import History
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-from museum import model_hash
+from machine import model_hash
 
 RECORD = json.loads(museum.RECORD.read_text(encoding="utf-8"))
 
