@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 
 import torch
 from machine import model_hash, provenance, write_runs
@@ -18,12 +19,16 @@ from machine import model_hash, provenance, write_runs
 from dpo_core.course.sweeps import RESULTS, SEEDS, Run, follow, to_json
 
 
+def kept(file: Path) -> list[dict]:
+    """The runs in a record, if they are of the shipped model."""
+    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return record["runs"] if record.get("model") == model_hash() else []
+
+
 def main(chapter: str, anew: list[str]) -> None:
     runs, file = import_module(f"dpo_core.course.sweeps.chapter_{chapter}"), RESULTS / f"sweep_{chapter}.json"
     every = runs.RUNS | getattr(runs, "SAMPLED", {})
-    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    kept = record["runs"] if record.get("model") == model_hash() else []
-    done = {(e["seed"], e["name"]): e for e in kept if e["name"] in every and e["name"] not in anew}
+    done = {(e["seed"], e["name"]): e for e in kept(file) if e["name"] in every and e["name"] not in anew}
     made_on = provenance() | {"command": f"python benchmarks/sweep.py {chapter}", "model": model_hash()}
     more_seeds = getattr(runs, "MORE_SEEDS", {})
     wanted = [(seed, name) for name in every for seed in more_seeds.get(name, SEEDS)]

@@ -265,14 +265,7 @@ class GPT(nn.Module):
         'pocket'
         """
         config_file, weights_file = checkpoint_files(str(name_or_path))
-        # Training state is not a checkpoint's business: dropout starts at 0 whatever the file says.
-        known = {f.name for f in fields(GPTConfig)} - {"dropout"}
-        read = read_config(config_file)
-        try:
-            config = GPTConfig(**{key: read[key] for key in known & read.keys()})
-        except InputError as error:
-            raise InputError(f"{config_file}: {error}") from error
-        layout = tensor_layout(weights_file)
+        config, layout = _config(config_file), tensor_layout(weights_file)
         # Before anything is built from it: a configuration may ask for any size.
         C, size = config.n_embd, weights_file.stat().st_size
         asked = (config.vocab_size + config.n_positions) * C + config.n_layer * (12 * C + 13) * C + 2 * C
@@ -310,3 +303,12 @@ class GPT(nn.Module):
             partial.write_text(json.dumps(described(asdict(self.config)), indent=2) + "\n", encoding="utf-8")
         with written(folder / "model.safetensors") as partial:
             save_file(to_hf(state), partial, metadata={"format": "pt"})
+
+
+def _config(file: Path) -> GPTConfig:
+    # Training state is not a checkpoint's business: dropout starts at 0 whatever the file says.
+    known, raw = {f.name for f in fields(GPTConfig)} - {"dropout"}, read_config(file)
+    try:
+        return GPTConfig(**{key: raw[key] for key in known & raw.keys()})
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error

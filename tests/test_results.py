@@ -12,6 +12,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 import measured  # noqa: E402
 import page  # noqa: E402
 import pocket_dpo  # noqa: E402
+import pytest  # noqa: E402
+import sweep  # noqa: E402
 
 from dpo_core.pocket.judge import PocketJudge  # noqa: E402
 
@@ -53,3 +55,13 @@ def test_the_page_of_measurements_is_what_its_script_makes_of_the_result_files()
 def test_the_readme_quotes_the_comparison_with_trl():
     text = re.sub(r"\s+", " ", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert page.sentence() in text
+
+
+@pytest.mark.parametrize("chapter", ["08", "09", "10"])
+def test_a_sweep_keeps_the_runs_of_the_shipped_model_and_no_others(chapter, tmp_path):
+    file = sweep.RESULTS / f"sweep_{chapter}.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert sweep.kept(file) == record["runs"] != [], f"run `python benchmarks/sweep.py {chapter}`"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(record | {"model": "of an older model"}), encoding="utf-8")
+    assert sweep.kept(other) == sweep.kept(tmp_path / "missing.json") == []
