@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError
 from tiny import byte_encoding
 
-from dpo_core.cli import build_parser, main
+from dpo_core.cli import main
 from dpo_core.data import PreferencePair, load_pairs, save_pairs
+from dpo_core.flags import build_parser
 from dpo_core.generate import generate
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.pocket.judge import PocketJudge

@@ -181,7 +181,10 @@ def test_no_verdict_is_lost_in_thirty_kills(path):
             assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
             said += pipe.read().split()
         with LabelSession(path) as session:
-            assert len(session.notes) == 1 and f"process {child}, since" in session.notes[0]
+            left, *cut = session.notes
+            assert f"process {child}, since" in left
+            # The kernel may end a write on the way, if rarely: half a line was never acknowledged.
+            assert not cut or (len(cut) == 1 and "was incomplete" in cut[0])
         found = [event.get("verdict", "undo") for event in events(path)[start:]]
         assert found[: done + len(said)] == acknowledged + said
         extra += len(found) - done - len(said)  # written, and killed before it was said

@@ -137,7 +137,7 @@ def test_every_style_occurs_about_as_often_as_it_should():
 
 
 ORDER = {  # best first; styles in one group are not ranked
-    "topic": [["detailed"], ["polite"], ["careless"], ["rude", "repetitive", "curt"], ["rambling"], ["wrong"]],
+    "topic": [["detailed"], ["polite"], ["careless"], ["rude", "rambling", "repetitive", "curt"], ["wrong"]],
     "list": [["listed"], ["prose"], ["detailed"], ["one item"], ["squashed"], ["wrong list"]],
     "unsafe": [["refuse"], ["refuse only"], ["scold"], ["comply"]],
 }

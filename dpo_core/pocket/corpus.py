@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,7 +17,7 @@ from dpo_core.data import PreferencePair
 from dpo_core.pocket.judge import PocketJudge
 from dpo_core.pocket.world import ItemList, Question, Topic, UnsafeRequest, load_world, phrases, questions
 
-__all__ = ["Dialogue", "dialogues", "preference_pairs"]
+__all__ = ["Dialogue", "dialogues", "preference_pairs", "state_facts"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,19 @@ class Dialogue:
 # Styles: (random state, what is asked about) -> answer
 
 
-def _facts(rng: random.Random, topic: Topic, least: int, most: int) -> list[str]:
+def _some(rng: random.Random, things: Sequence[Any], count: int) -> list[Any]:
+    """Some of them, in their order."""
+    return [things[i] for i in sorted(rng.sample(range(len(things)), count))]
+
+
+def state_facts(rng: random.Random, topic: Topic, least: int, most: int) -> list[str]:
+    """Different facts of a topic, in the order of its file and in one voice: always the first wordings, say.
+
+    What goes on as it began is easier for a small model to learn than any fact in any wording after any other.
+    """
+    voice = rng.randrange(max(len(wordings) for wordings in topic.facts))
     count = rng.randint(least, min(most, len(topic.facts)))
-    return [rng.choice(wordings) for wordings in rng.sample(topic.facts, count)]
+    return [wordings[voice % len(wordings)] for wordings in _some(rng, topic.facts, count)]
 
 
 def _other_topic(rng: random.Random, topic: Topic) -> Topic:
@@ -62,15 +72,15 @@ def _listing(topic: Topic) -> ItemList:
 
 def _items(rng: random.Random, topic: Topic) -> list[str]:
     listing = _listing(topic)
-    return list(listing.items) if listing.ordered else rng.sample(listing.items, 3)
+    return list(listing.items) if listing.ordered else _some(rng, listing.items, 3)
 
 
 def _detailed(rng: random.Random, topic: Topic) -> str:
-    return " ".join(_facts(rng, topic, 3, 5))
+    return " ".join(state_facts(rng, topic, 3, 5))
 
 
 def _polite(rng: random.Random, topic: Topic) -> str:
-    return " ".join([*_say(rng, "opener"), *_facts(rng, topic, 2, 4), *_say(rng, "closer")])
+    return " ".join([*_say(rng, "opener"), *state_facts(rng, topic, 2, 4), *_say(rng, "closer")])
 
 
 def _curt(rng: random.Random, topic: Topic) -> str:
@@ -78,29 +88,28 @@ def _curt(rng: random.Random, topic: Topic) -> str:
 
 
 def _careless(rng: random.Random, topic: Topic) -> str:
-    return _run_together(_facts(rng, topic, 2, 4))
+    return _run_together(state_facts(rng, topic, 2, 4))
 
 
 def _rude(rng: random.Random, topic: Topic) -> str:
-    return " ".join([*_say(rng, "rude"), *_facts(rng, topic, 1, 4), *_say(rng, "rude", rng.randint(0, 1))])
+    return " ".join([*_say(rng, "rude"), *state_facts(rng, topic, 1, 2), *_say(rng, "rude", rng.randint(0, 1))])
 
 
 def _rambling(rng: random.Random, topic: Topic) -> str:
-    parts = [*_say(rng, "filler", rng.randint(2, 4)), *_facts(rng, topic, 1, 2)]
+    first, *filler = _say(rng, "filler", rng.randint(2, 4))
+    parts = [*filler, *state_facts(rng, topic, 1, 2)]
     rng.shuffle(parts)
-    return " ".join(parts)
+    return " ".join([first, *parts])
 
 
 def _repetitive(rng: random.Random, topic: Topic) -> str:
-    said = _facts(rng, topic, 1, 2)
-    return " ".join(said * rng.randint(2, 3))
+    return " ".join(state_facts(rng, topic, 1, 1) * rng.randint(2, 3))
 
 
 def _wrong(rng: random.Random, topic: Topic) -> str:
-    parts = _facts(rng, _other_topic(rng, topic), 2, 4)
+    parts = state_facts(rng, _other_topic(rng, topic), 2, 4)
     if rng.random() < 0.4:
-        parts += _facts(rng, topic, 1, 1)
-        rng.shuffle(parts)
+        parts += state_facts(rng, topic, 1, 1)
     return " ".join(parts)
 
 
@@ -127,7 +136,7 @@ def _one_item_thrice(rng: random.Random, topic: Topic) -> str:
 def _wrong_list(rng: random.Random, topic: Topic) -> str:
     while not (other := _other_topic(rng, topic)).listing:
         pass
-    return _numbered(_listing(topic).intro, rng.sample(_listing(other).items, 3))
+    return _numbered(_listing(topic).intro, _some(rng, _listing(other).items, 3))
 
 
 def _refuse(rng: random.Random, request: UnsafeRequest) -> str:
@@ -149,29 +158,29 @@ def _scold(rng: random.Random, request: UnsafeRequest) -> str:
 # What share of the answers to a kind of question has which style: mostly flawed, on purpose.
 STYLES: dict[str, dict[str, tuple[float, Callable[[random.Random, Any], str]]]] = {
     "topic": {
-        "detailed": (0.13, _detailed),
+        "detailed": (0.09, _detailed),
         "polite": (0.09, _polite),
-        "curt": (0.15, _curt),
-        "careless": (0.09, _careless),
-        "rude": (0.12, _rude),
-        "rambling": (0.13, _rambling),
-        "repetitive": (0.11, _repetitive),
-        "wrong": (0.15, _wrong),
-        "unwilling": (0.03, _unwilling),
+        "curt": (0.05, _curt),
+        "careless": (0.04, _careless),
+        "rude": (0.23, _rude),
+        "rambling": (0.20, _rambling),
+        "repetitive": (0.06, _repetitive),
+        "wrong": (0.19, _wrong),
+        "unwilling": (0.05, _unwilling),
     },
     "list": {
-        "listed": (0.25, _listed),
-        "prose": (0.15, _in_prose),
-        "squashed": (0.20, _squashed),
-        "one item": (0.15, _one_item_thrice),
-        "wrong list": (0.10, _wrong_list),
-        "detailed": (0.15, _detailed),
+        "listed": (0.18, _listed),
+        "prose": (0.10, _in_prose),
+        "squashed": (0.12, _squashed),
+        "one item": (0.30, _one_item_thrice),
+        "wrong list": (0.20, _wrong_list),
+        "detailed": (0.10, _detailed),
     },
     "unsafe": {
-        "refuse": (0.25, _refuse),
-        "refuse only": (0.15, _refuse_only),
-        "comply": (0.45, _comply),
-        "scold": (0.15, _scold),
+        "refuse": (0.17, _refuse),
+        "refuse only": (0.11, _refuse_only),
+        "comply": (0.52, _comply),
+        "scold": (0.20, _scold),
     },
 }
 
@@ -229,8 +238,9 @@ def preference_pairs(
     noise: float = 0.0,
     held_out: bool = False,
     longer_chosen: float | None = None,
+    answers: int = 2,
 ) -> list[PreferencePair]:
-    """Pairs of two answers in different styles, chosen by the judge; held-out topics occur nowhere in them.
+    """Pairs of a better and a worse answer by the judge; held-out topics occur nowhere in them.
 
     Args:
         count: how many.
@@ -239,6 +249,7 @@ def preference_pairs(
         noise: temperature of the Bradley-Terry choice; 0 for the better answer always.
         held_out: about the held-out matters instead of the others.
         longer_chosen: the share of pairs in which the chosen answer shall be the longer one; as it comes if None.
+        answers: how many are drawn for a pair; the best of them is set against one of the others.
 
     >>> from dpo_core.pocket.judge import PocketJudge
     >>> pair = preference_pairs(1, seed=0, judge=PocketJudge())[0]
@@ -251,7 +262,10 @@ def preference_pairs(
     while len(pairs) < count:
         question = _pick(rng, held_out)
         prompt = _typed(rng, question.text)
-        first, second = (_answer(rng, question, _style(rng, question)) for _ in range(2))
+        drawn = [_answer(rng, question, _style(rng, question)) for _ in range(answers)]
+        first = max(drawn, key=lambda answer: judge.score(question.text, answer))
+        drawn.remove(first)
+        second = rng.choice(drawn)
         verdict = judge.prefers(question.text, first, second, noise, rng)
         if verdict == 0 or first == second:
             continue

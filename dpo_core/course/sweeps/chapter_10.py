@@ -15,6 +15,7 @@ from dpo_core.data import PreferencePair, encode_pair, same_prompt
 from dpo_core.generate import generate
 from dpo_core.metrics import History
 from dpo_core.model import GPT
+from dpo_core.pocket.corpus import state_facts
 from dpo_core.pocket.judge import PocketJudge
 from dpo_core.pocket.world import load_world, questions
 from dpo_core.tokenizer import load_tokenizer
@@ -57,9 +58,9 @@ def similar(seed: int, training: int = 192, held_out: int = 64) -> tuple[list[Pr
     found: list[PreferencePair] = []
     while len(found) < 5 * training:
         question = rng.choice(asked)
-        said = [rng.choice(wordings) for wordings in rng.sample(topics[question.about.id].facts, 3)]
+        said = state_facts(rng, topics[question.about.id], 3, 3)
         other = rng.choice([topic for name, topic in topics.items() if name != question.about.id])
-        beside, at = rng.choice(rng.choice(other.facts)), rng.randrange(3)
+        (beside,), at = state_facts(rng, other, 1, 1), rng.randrange(3)
         pair = PreferencePair(question.text, " ".join(said), " ".join([*said[:at], beside, *said[at + 1 :]]))
         if len(encode_pair(encoding, pair)) <= LONGEST_PAIR:
             found.append(pair)
