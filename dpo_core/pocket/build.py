@@ -41,7 +41,7 @@ class PocketRecipe:
     training_dialogues: int = 600_000  # each is seen once
     validation_dialogues: int = 1_000
     samples: int = 1_000  # answers drawn to measure how well formed they are
-    wanted_parsed: float = 0.96  # share of answers that the judge has to parse
+    wanted_parsed: float = 0.98  # share of answers that the judge has to parse
     vocab_size: int = 4096
     n_positions: int = 512
     n_embd: int = 224
