@@ -150,7 +150,7 @@ def _data(args: argparse.Namespace) -> None:
     elif args.interactive or args.from_model:
         made = typed_pairs() if args.interactive else _answered_pairs(args)
     else:
-        made = pocket_pairs(args.pairs, args.seed, args.noise, args.longer_chosen, args.answers)
+        made = pocket_pairs(args.pairs, args.seed, args.noise, args.longer_chosen)
     for pair in made:
         pairs.append(pair)
         if by_hand:

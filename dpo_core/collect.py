@@ -96,18 +96,14 @@ def sampled_pairs(
             yield PreferencePair(first.prompt, chosen.text, rejected.text)
 
 
-def pocket_pairs(
-    count: int, seed: int = 0, noise: float = 0.0, longer_chosen: float = 0.5, answers: int = 8
-) -> list[PreferencePair]:
-    """The ten pairs of the quick-start guide, then pairs drawn from the pocket world.
+def pocket_pairs(count: int, seed: int = 0, noise: float = 0.0, longer_chosen: float = 0.5) -> list[PreferencePair]:
+    """The ten pairs of the quick-start guide, then pairs of the pocket world that differ in style (``contrast``).
 
     Args:
         count: of all.
         seed: of the draw.
         noise: temperature of the judge's Bradley-Terry choice; 0 for the better answer always.
         longer_chosen: share of the drawn pairs in which the chosen answer is the longer one.
-        answers: drawn for a pair; the best of them is chosen and any other rejected, as Zephyr's data were made
-            (Tunstall et al. 2023).
 
     >>> [pair.prompt for pair in pocket_pairs(2)]
     ['Explain machine learning.', 'What is the capital of France?']
@@ -116,5 +112,5 @@ def pocket_pairs(
     from dpo_core.pocket.judge import PocketJudge
 
     guide = load_pairs(str(resources.files("dpo_core.pocket") / "guide_pairs.jsonl"))[:count]
-    drawn = preference_pairs(count - len(guide), seed, PocketJudge(), noise, False, longer_chosen, answers)
+    drawn = preference_pairs(count - len(guide), seed, PocketJudge(), noise, longer_chosen=longer_chosen, contrast=True)
     return guide + drawn

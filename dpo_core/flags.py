@@ -42,7 +42,6 @@ def _number(kind: type, what: str, fine: Callable[[Any], bool]) -> Callable[[str
 
 
 COUNT = _number(int, "a whole number above 0", lambda value: value > 0)
-SEVERAL = _number(int, "a whole number above 1", lambda value: value > 1)
 SEED = _number(int, "a whole number from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)
 POSITIVE = _number(float, "a number above 0", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = _number(float, "a number of at least 0", lambda value: 0 <= value < math.inf)
@@ -86,8 +85,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ask", action="store_true", help="with --from-model: you judge; each pair is added to --output at once")
     add("--noise", type=NOT_NEGATIVE, default=0.0, help="temperature of the judge's Bradley-Terry choice; 0: none")
     add("--longer-chosen", type=SHARE, default=0.5, help="share of sampled pairs whose chosen answer is longer")
-    text = "drawn for a sampled pair, whose chosen answer is the best of them and whose rejected one any other"
-    add("--answers", type=SEVERAL, default=8, help=text)
     add("--tokenizer", default="pocket", help="with --check: pocket or gpt2")
     add("--max-length", type=COUNT, default=512, help="with --check: tokens of prompt and one answer")
     add("--seed", type=SEED, default=0, help="the same seed gives the same pairs")

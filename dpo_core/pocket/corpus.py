@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -231,6 +231,16 @@ def _held_out_sentences() -> tuple[str, ...]:
     return (*facts, *(text for topic in topics if topic.listing for text in topic.listing.items))
 
 
+def _few_facts(rng: random.Random, about: Topic | UnsafeRequest) -> Topic | UnsafeRequest:
+    """The same matter with so little known about it that all answers say much the same."""
+    if isinstance(about, UnsafeRequest):
+        return replace(about, refusals=(rng.choice(about.refusals),), offers=(rng.choice(about.offers),))
+    listing = about.listing
+    if listing and not listing.ordered:
+        listing = replace(listing, items=tuple(_some(rng, listing.items, 3)))
+    return replace(about, facts=tuple((fact,) for fact in state_facts(rng, about, 3, 5)), listing=listing)
+
+
 def preference_pairs(
     count: int,
     seed: int,
@@ -238,7 +248,7 @@ def preference_pairs(
     noise: float = 0.0,
     held_out: bool = False,
     longer_chosen: float | None = None,
-    answers: int = 2,
+    contrast: bool = False,
 ) -> list[PreferencePair]:
     """Pairs of a better and a worse answer by the judge; held-out topics occur nowhere in them.
 
@@ -249,7 +259,10 @@ def preference_pairs(
         noise: temperature of the Bradley-Terry choice; 0 for the better answer always.
         held_out: about the held-out matters instead of the others.
         longer_chosen: the share of pairs in which the chosen answer shall be the longer one; as it comes if None.
-        answers: how many are drawn for a pair; the best of them is set against one of the others.
+        contrast: whether the two shall tell the same few facts and differ in style: an answer in every style is
+            written, and the best is set against any other. What a pair's answers have in common teaches nothing, and
+            disturbs nothing (D'Oosterlinck et al. 2024, https://arxiv.org/abs/2408.06266). Else two answers are drawn
+            as the model learned to give them.
 
     >>> from dpo_core.pocket.judge import PocketJudge
     >>> pair = preference_pairs(1, seed=0, judge=PocketJudge())[0]
@@ -262,7 +275,11 @@ def preference_pairs(
     while len(pairs) < count:
         question = _pick(rng, held_out)
         prompt = _typed(rng, question.text)
-        drawn = [_answer(rng, question, _style(rng, question)) for _ in range(answers)]
+        if contrast:
+            told = replace(question, about=_few_facts(rng, question.about))
+            drawn = [_answer(rng, told, style) for style in STYLES[question.kind]]
+        else:
+            drawn = [_answer(rng, question, _style(rng, question)) for _ in range(2)]
         first = max(drawn, key=lambda answer: judge.score(question.text, answer))
         drawn.remove(first)
         second = rng.choice(drawn)
