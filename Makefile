@@ -22,7 +22,8 @@ test: $(READY)  ## Lint, check types, test dpo_core with its docstrings, and re-
 
 notebooks: $(READY)  ## Run every notebook and store its outputs, which the book shows and the tests compare
 	OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
-		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True notebooks/*.ipynb
+		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams notebooks/*.ipynb
 
 records: $(READY)  ## After a change to the pocket model, its corpus or judge: record all runs anew, two hours
 	$(BIN)/python benchmarks/museum.py

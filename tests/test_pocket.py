@@ -10,7 +10,7 @@ import pytest
 
 from dpo_core.data import load_pairs
 from dpo_core.pocket.corpus import STYLES, _answer, dialogues, preference_pairs
-from dpo_core.pocket.judge import FEW_FACTS, FEW_ITEMS, PocketJudge, RewardWeights, _index
+from dpo_core.pocket.judge import FEW_FACTS, FEW_ITEMS, PocketJudge, RewardWeights, _asked, _index, _words
 from dpo_core.pocket.world import load_world, phrases, problems, questions
 
 HERE = resources.files("dpo_core.pocket")
@@ -292,10 +292,22 @@ def test_noise_is_bradley_terry():
 # Pairs
 
 
-def test_pairs_follow_the_judge_and_their_seed():
-    drawn = preference_pairs(300, seed=1, judge=JUDGE)
+@pytest.mark.parametrize("contrast", [False, True])
+def test_pairs_follow_the_judge_and_their_seed(contrast):
+    drawn = preference_pairs(300, seed=1, judge=JUDGE, contrast=contrast)
     assert all(JUDGE.score(p.prompt, p.chosen) > JUDGE.score(p.prompt, p.rejected) for p in drawn)
-    assert drawn == preference_pairs(300, seed=1, judge=JUDGE) != preference_pairs(300, seed=2, judge=JUDGE)
+    again, other = (preference_pairs(300, seed, JUDGE, contrast=contrast) for seed in (1, 2))
+    assert drawn == again != other
+
+
+def test_contrasting_answers_tell_the_same_few_facts():
+    def told(pair):
+        about = _asked()[_words(pair.prompt)].about.id
+        meanings = itertools.chain.from_iterable(_index().parse(f"{pair.chosen} {pair.rejected}"))
+        return len({unit.index for unit in meanings if (unit.kind, unit.about) == ("fact", about)})
+
+    same, other = (preference_pairs(400, seed=0, judge=JUDGE, contrast=contrast) for contrast in (True, False))
+    assert max(map(told, same)) == 5 < max(map(told, other))
 
 
 def test_noise_turns_some_pairs_round():
@@ -311,9 +323,10 @@ def test_pairs_keep_to_the_matters_asked_for(held_out):
         assert about[pair.prompt.lower().rstrip(".?")] is held_out
 
 
-def test_no_answer_of_a_training_pair_states_a_held_out_fact():
+@pytest.mark.parametrize("contrast", [False, True])
+def test_no_answer_of_a_training_pair_states_a_held_out_fact(contrast):
     held_out = {topic.id for topic in load_world().topics if topic.held_out}
-    for pair in preference_pairs(400, seed=0, judge=JUDGE):
+    for pair in preference_pairs(400, seed=0, judge=JUDGE, contrast=contrast):
         for meanings in _index().parse(f"{pair.chosen} {pair.rejected}"):
             assert meanings and not all(unit.about in held_out for unit in meanings), pair
 
