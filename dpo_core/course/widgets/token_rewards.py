@@ -71,7 +71,7 @@ def token_rewards(
     >>> from dpo_core.tokenizer import load_tokenizer
     >>> model, pair = GPT.from_pretrained("pocket"), PreferencePair("Why?", "Because it is.", "No.")
     >>> token_rewards(model, model, load_tokenizer("pocket"), pair, beta=0.1)
-    TokenRewards: chosen +0.00 in 6 tokens, rejected +0.00 in 3 tokens
+    TokenRewards: chosen +0.00 in 7 tokens, rejected +0.00 in 4 tokens
     """
     encoded = encode_pair(encoding, pair)
     answers = []
