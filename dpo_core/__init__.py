@@ -10,7 +10,7 @@ import os
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from dpo_core.data import PreferenceBatch, PreferencePair, audit_pairs, collate, encode_pair, load_pairs, save_pairs
-from dpo_core.diagnose import check_setup, diagnose
+from dpo_core.diagnose import diagnose
 from dpo_core.errors import InputError
 from dpo_core.evaluate import paired_bootstrap, sample_kl, wilson_interval, win_rate
 from dpo_core.generate import filter_logits, generate
@@ -19,6 +19,7 @@ from dpo_core.lora import LoRAConfig, adapter_off, add_lora, merge_lora
 from dpo_core.losses import LOSSES, PairLogps, choose_loss, dpo_loss
 from dpo_core.metrics import History, log_line, preference_metrics
 from dpo_core.model import GPT, GPTConfig
+from dpo_core.preflight import check_setup
 from dpo_core.tabular import TabularWorld, example_world, optimal_policy, reward_kl_frontier
 from dpo_core.tokenizer import boundary, load_tokenizer, open_prompt
 from dpo_core.trainer import DPOConfig, DPOTrainer

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from dpo_core.data import PreferencePair
-from dpo_core.diagnose import LEARNING, LN2, MACHINERY, SETUP, check_setup, diagnose
+from dpo_core.diagnose import LEARNING, LN2, MACHINERY, diagnose
 from dpo_core.errors import InputError
 from dpo_core.evaluate import sample_kl
 from dpo_core.generate import generate
 from dpo_core.metrics import History
+from dpo_core.preflight import SETUP, check_setup
 from dpo_core.trainer import DPOConfig, DPOTrainer
 from dpo_core.watch import watch
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dpo_core.diagnose import LEARNING, MACHINERY, SETUP
+from dpo_core.diagnose import LEARNING, MACHINERY
+from dpo_core.preflight import SETUP
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "book").glob("*.md"))
