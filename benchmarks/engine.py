@@ -2,7 +2,7 @@
 
 Run in the environment of ``benchmarks/requirements.txt``::
 
-    python benchmarks/engine.py --data lengths.json --pairs 16 --name long_prompts
+    python benchmarks/engine.py --data benchmarks/data/preference_lengths.json --pairs 16 --name long_prompts
 
 ``--data`` is a JSONL of preference pairs, or a JSON with lengths in tokens, ``{"rows": [[prompt, chosen, rejected]]}``,
 for which random tokens are drawn. Every variant runs in a process of its own, so that its peak memory is its own; the

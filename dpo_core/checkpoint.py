@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 KEPT = 2
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for each parameter
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -179,11 +180,15 @@ def save_checkpoint(
 
 
 def save_final(run: Path, model: GPT, history: History) -> None:
-    """Write ``run/final``, an adapter merged, ``run/adapter``, if there is one, and ``run/history.jsonl``."""
+    """Write ``run/final``, an adapter merged, ``run/adapter``, if there is one, and ``run/history.jsonl``.
+
+    ``final/training.json`` keeps what ``run/config.json`` says, which the next training in this folder overwrites.
+    """
     weights = collect(model.state_dict())
     if rank() == 0:
         with delayed_interrupt():  # it takes a moment, and half of it would be no use
             save_trained(model, run / "final", run / "adapter", weights)
+            write_json(run / "final" / "training.json", read_json(run / "config.json"))
             with written(run / "history.jsonl") as partial:
                 history.to_jsonl(partial)
             sync(run)
@@ -210,6 +215,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         for name, kind in kinds.items():
             if not isinstance(state.get(name), kind):
                 raise InputError(f"trainer.json has no {name}")
+        steps = state["config"].get("steps")
+        if not isinstance(steps, int) or not 0 <= state["step"] <= steps:
+            raise InputError(f"trainer.json is of step {state['step']} of {steps}")
         sums = state["sums"]
         if sums.keys() != {"sums", "count"} or not isinstance(sums["sums"], dict) or not isinstance(sums["count"], int):
             raise InputError("trainer.json has other sums than ours")
@@ -220,9 +228,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.AdamW, stepped: bool) -> None:
     """Put weights and moments of a checkpoint into model and optimizer.
 
+    Args:
+        folder: of the checkpoint.
+        model: gets the weights.
+        optimizer: gets the moments.
+        stepped: whether there must be moments, because the optimizer had taken a step.
     Raises:
         InputError: a file is damaged; nothing has changed then.
     """
@@ -231,17 +244,16 @@ def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) 
         refuse_pickles(folder)
         weights = read_adapter(model, folder) if adapters(model) else GPT.from_pretrained(folder).state_dict()
         tensors = read_tensors(folder / "optimizer.safetensors")
+        names = {f"{number}.{name}" for number in range(len(parameters)) for name in MOMENTS}
+        if odd := sorted(tensors.keys() ^ names if tensors or stepped else []):
+            raise InputError(f"optimizer.safetensors lacks a moment or has one too many, {odd[0]}")
         moments: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             number, _, name = key.partition(".")
-            if not number.isdecimal() or int(number) >= len(parameters):
-                raise InputError(f"optimizer.safetensors has a moment of no parameter, {key}")
-            like = parameters[int(number)] if tensor.dim() else tensor  # the count of steps is a number
-            if tensor.shape != like.shape or not tensor.is_floating_point():
-                raise InputError(f"{key} in optimizer.safetensors has another shape or kind than its parameter")
+            like = parameters[int(number)] if name != "step" else tensor.new_zeros(())
+            if tensor.shape != like.shape or not tensor.is_floating_point() or not tensor.isfinite().all():
+                raise InputError(f"{key} in optimizer.safetensors has another shape than its parameter, or odd numbers")
             moments.setdefault(int(number), {})[name] = spread(tensor, like)
-        if moments and (len(moments) < len(parameters) or len({frozenset(held) for held in moments.values()}) > 1):
-            raise InputError("optimizer.safetensors lacks moments of some parameters")
     except (OSError, InputError) as error:
         raise _damaged(folder, error) from error
     model.load_state_dict(_spread(weights, model), strict=False)

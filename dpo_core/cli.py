@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ from dpo_core.data import PreferencePair, audit_pairs, load_pairs, same_prompt, 
 from dpo_core.distributed import launched, print_error, processes, rank
 from dpo_core.errors import InputError, printable
 from dpo_core.evaluate import wilson_interval
+from dpo_core.files import read_json
 from dpo_core.flags import build_parser
 from dpo_core.generate import Generation, generate
 from dpo_core.logprobs import reference_logps
@@ -95,19 +96,32 @@ def _load(name: str) -> GPT:
         raise InputError(
             f"{name}: the training is not finished; go on with --resume, or name a folder in {name}/checkpoints"
         )
+    began, finished = _settings(Path(name) / "config.json"), _settings(final / "training.json")
+    if of_run and began and finished and began != finished:
+        raise InputError(
+            f"{name}: the training there is not finished, and {final} is an earlier one's; train again to its end, or"
+            f" name {final}"
+        )
     model = load_merged(final if of_run else name)
     load_tokenizer(model.config.tokenizer)  # an unknown one is better found out before any work
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _settings(file: Path) -> dict[str, Any]:
+    """What a training wrote of itself; nothing if it cannot be read."""
+    with suppress(InputError):
+        return read_json(file)
+    return {}
+
+
 def _start_of(model: GPT, flag: str) -> str:
     """The name of the model that the training of this one began from."""
-    records = [folder / "config.json" for folder in Path(model.source).absolute().parents][:2]
-    for record in records:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            if start := json.loads(record.read_text(encoding="utf-8"))["start"]:
-                return start
-    raise InputError(f"{model.source}: {records[0]} does not say what the training began from; name it: {flag} MODEL")
+    folder = Path(model.source).absolute()
+    above = [parent / "config.json" for parent in folder.parents][:2]
+    for record in (folder / "training.json", *above):
+        if isinstance(start := _settings(record).get("start"), str):
+            return start
+    raise InputError(f"{model.source}: {above[0]} does not say what the training began from; name it: {flag} MODEL")
 
 
 def _writable_file(path: Path) -> None:

@@ -118,6 +118,8 @@ def _grouped(title: str, findings: list[tuple[PreferencePair, str]]) -> Iterator
 def audit_pairs(pairs: Sequence[PreferencePair], encoding: tiktoken.Encoding, max_length: int) -> Audit:
     """Encode pairs, shorten long answers, and drop the pairs from which nothing can be learned.
 
+    An exact repeat is dropped as a slip of copying, unless the opposite verdict is there too: then they are votes.
+
     Args:
         pairs: what ``load_pairs`` gave.
         encoding: as of ``load_tokenizer``.
@@ -140,11 +142,13 @@ def audit_pairs(pairs: Sequence[PreferencePair], encoding: tiktoken.Encoding, ma
     noted: list[tuple[PreferencePair, str]] = []
     for pair in named:
         encoded = encode_pair(encoding, pair)
+        contested = pair.chosen != pair.rejected and (pair.prompt, pair.rejected, pair.chosen) in every
         room = max_length - len(encoded.prompt)
         short = replace(encoded, chosen=encoded.chosen[: max(room, 0)], rejected=encoded.rejected[: max(room, 0)])
         reasons = {
-            "repeats an earlier pair": pair in seen,
+            "repeats an earlier pair": pair in seen and not contested,
             "the prompt is empty": not encoded.prompt,
+            "an answer is empty": min(len(encoded.chosen), len(encoded.rejected)) < 2,  # the end of text alone
             "the answers are the same": encoded.chosen == encoded.rejected,
             f"the prompt leaves no room for answers in {max_length} tokens": room < 2,
             f"the answers are the same within {max_length} tokens": short.chosen == short.rejected,
@@ -157,7 +161,7 @@ def audit_pairs(pairs: Sequence[PreferencePair], encoding: tiktoken.Encoding, ma
         kept.append(short)
         notes = {
             f"an answer was cut at {max_length} tokens": len(short) < len(encoded),
-            "the same answers are also there the other way round": (pair.prompt, pair.rejected, pair.chosen) in every,
+            "the same answers are also there the other way round": contested,
             "prompt and answer merge into one token at their boundary": encoded.merged,
         }
         noted += [(pair, note) for note, holds in notes.items() if holds]
@@ -294,7 +298,7 @@ def batches(count: int, size: int, seed: int) -> Iterator[list[int]]:
 
 
 def by_length(encoded: Sequence[EncodedPair], indices: Iterable[int], size: int) -> list[list[int]]:
-    """Divide indices into groups of like length, longest first: little padding, and memory runs out at once or never.
+    """Divide indices into groups of like length, longest first: little padding, and the first shows if memory suffices.
 
     >>> pairs = [EncodedPair([1] * n, [2], [3], PreferencePair("", "", "")) for n in (1, 9, 2, 8)]
     >>> by_length(pairs, range(4), size=2)

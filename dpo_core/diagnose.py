@@ -110,7 +110,7 @@ def _dropout(c: Curves) -> str | None:
     beta = c.end("beta")
     train = c.late("rewards/chosen") / beta, c.late("rewards/rejected") / beta
     held_out = c.end("eval_rewards/chosen") / beta, c.end("eval_rewards/rejected") / beta
-    # Learning treats the two kinds of pairs alike, or lifts the training ones; noise lowers those alone.
+    # Learning lowers training answers too, rejected ones above all, but not both kinds far below the held-out ones.
     if any(t > 2 * min(h, 0.0) - 2.0 for t, h in zip(train, held_out)):
         return None
     return (
@@ -257,7 +257,8 @@ LEARNING: dict[str, Rule] = {
     "noisy labels": Rule(
         ("loss", "eval_loss", "rewards/accuracies", "eval_rewards/accuracies", "eval_logps/chosen_delta"),
         _noisy,
-        "have fifty pairs labelled again; where people disagree, drop them or set label_smoothing",
+        "have fifty pairs labelled again and drop what people disagree on; label_smoothing keeps margins small, but in"
+        " chapter 10, section 4, it ranked no more pairs right",
     ),
     "harmful displacement": Rule(
         ("samples/odd", "eval_logps/chosen_delta"),

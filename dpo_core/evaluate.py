@@ -44,7 +44,10 @@ def wilson_interval(wins: float, n: int, z: float = 1.96) -> tuple[float, float]
     centre = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    # At the ends the two terms are equal; rounding would leave the end a hair inside.
+    low = 0.0 if wins == 0 else (centre - half) / scale
+    high = 1.0 if wins == n else (centre + half) / scale
+    return low, high
 
 
 @dataclass(frozen=True)

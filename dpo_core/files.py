@@ -105,7 +105,8 @@ def read_json(file: Path, largest: int = 2**20) -> dict[str, Any]:
     """
     try:
         if file.stat().st_size > largest:
-            raise InputError(f"{file}: has {file.stat().st_size:,} bytes, and more than {largest:,} are not read")
+            size = file.stat().st_size
+            raise InputError(f"{file}: has {size:,} bytes, and more than {largest:,} are not read; give another")
         content = json.loads(file.read_text(encoding="utf-8"))
     except InputError:
         raise

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import tiktoken
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from dpo_core.errors import InputError
 from dpo_core.model import GPT, KVCache
@@ -107,6 +108,8 @@ def generate(
 ) -> list[Generation]:
     """Continue each prompt until the end-of-text token, a stop, ``max_new_tokens`` or the end of the context.
 
+    In a terminal a bar counts the batches, if there are several.
+
     Args:
         model: sampled in evaluation mode.
         encoding: of the model.
@@ -142,7 +145,8 @@ def generate(
     model.eval()
     answers = [Generation(text="", ids=[], ended=False, prompt=prompt) for prompt in prompts]
     try:
-        for at in range(0, len(prompts), batch_size):
+        few = len(prompts) <= batch_size
+        for at in tqdm(range(0, len(prompts), batch_size), disable=few or None, unit="batch", leave=False):
             rows = slice(at, at + batch_size)
             _answer(model, encoding, encoded[rows], answers[rows], choose, max_new_tokens, stop)
     finally:

@@ -175,7 +175,8 @@ def _read_object(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 ({error.reason} at byte {error.start + 1}); save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise InputError(f"not JSON ({error.msg} at column {error.colno}); write one object a line") from error
+        what = error.msg.removesuffix(" at")
+        raise InputError(f"not JSON ({what} at column {error.colno}); write one object a line") from error
     except InputError:
         raise
     except ValueError as error:  # a number of thousands of digits

@@ -352,7 +352,8 @@ def reward_kl_frontier(reference: Tensor, rewards: Tensor, betas: Sequence[float
 def kl_ceiling(reference: Tensor, rewards: Tensor) -> Tensor:
     """The divergence of a policy that gives only the best answer: minus the log of the reference's share of it.
 
-    The optimum goes there as beta goes to 0; DPO on deterministic labels goes there at any beta (Azar et al. 2023).
+    The optimum goes there as beta goes to 0; DPO goes there at any beta if labels are certain and follow the
+    rewards' order (Azar et al. 2023).
 
     Args:
         reference: (X, Y) log-probabilities.

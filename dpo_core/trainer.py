@@ -391,14 +391,18 @@ class DPOTrainer:
             raise InputError(f"{folder} was written with other settings ({'; '.join(changed)}); resume with the same")
         if (precision := state.get("precision", self.precision)) != self.precision:
             raise InputError(
-                f"{folder} was computed in {precision}, this would be {self.precision}; resume with the same"
+                f"{folder} was computed in {precision}, this would be {self.precision}; resume where the run began"
             )
         if state["key"] != self.key:
             raise InputError(f"{folder} was trained from other weights or on other data; resume with the same")
         self.best = load_best(folder, self.model)
         if self.config.patience and not self.best:
-            raise InputError(f"{folder} was written without patience, so the best weights are lost; resume without")
-        load_checkpoint(folder, self.model, self.optimizer)
+            raise InputError(
+                f"{folder} was written without patience (early stopping), or its best.safetensors is lost;"
+                " resume without"
+            )
+        stepped = state["step"] > 0 and self.precision != "fp16"  # its first steps may have been skipped
+        load_checkpoint(folder, self.model, self.optimizer, stepped)
         self.step, self.history, self.sums = state["step"], History(state["history"]), MetricSums(**state["sums"])
         self.scaler.load_state_dict(state["scaler"])
 

@@ -93,7 +93,9 @@ def test_on_github_the_buttons_point_to_the_running_repository(monkeypatch):
     monkeypatch.setenv("GITHUB_SERVER_URL", "https://github.com")
     monkeypatch.setenv("GITHUB_EVENT_NAME", "pull_request")
     monkeypatch.setenv("GITHUB_REF_NAME", "12/merge")  # no branch that a button could open
-    options = theme_options("")
-    assert options["repository_url"] == SOMEWHERE
-    assert options["repository_branch"] == "main"
-    assert options["launch_buttons"] and all(options[name] for name in book_hooks.BUTTONS)
+    for written in ("", "https://github.com/upstream/dpo-course"):
+        options = theme_options(written)
+        assert options["repository_url"] == SOMEWHERE
+        assert options["repository_branch"] == "main"
+        assert all(options[name] for name in book_hooks.BUTTONS)
+        assert bool(options["launch_buttons"]) == bool(written)  # Colab could install nothing without an address

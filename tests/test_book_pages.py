@@ -46,9 +46,10 @@ def test_every_chapter_has_a_level_and_a_place():
     assert {chapter.page for chapter in listed} <= on_disk
 
 
-@pytest.mark.parametrize("address, expected", [("https://github.com/someone/course", True), ("", False)])
-def test_colab_is_offered_where_an_address_is_known(address, expected):
-    config = SimpleNamespace(html_theme_options={"repository_url": address, "repository_branch": "main"})
+@pytest.mark.parametrize("launch, expected", [({"colab_url": "https://colab.research.google.com"}, True), ({}, False)])
+def test_colab_is_offered_where_it_can_install_the_library(launch, expected):
+    options = {"repository_url": "https://github.com/someone/course", "repository_branch": "main"}
+    config = SimpleNamespace(html_theme_options=options | {"launch_buttons": launch})
     app = SimpleNamespace(srcdir=str(measured.ROOT), config=config)
     context = {"pathto": lambda name, resource: f"../{name}"}
     page = chapters.chapters(measured.ROOT)[0].page

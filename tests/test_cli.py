@@ -138,6 +138,18 @@ def test_an_unfinished_run_says_how_to_go_on(here, run, refused, model, pairs):
     )
 
 
+def test_an_earlier_model_does_not_pass_for_that_of_an_unfinished_run(here, run, refused, model, pairs, monkeypatch):
+    common = ("train", "--data", pairs, "--model", model, "--output", "one")
+    run(*common, "--steps", 1)
+    monkeypatch.setattr(DPOTrainer, "_update", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(*common, "--steps", 2)
+    assert "one: the training there is not finished, and one/final is an earlier one's; train again to its end" in (
+        refused("generate", "--model", "one", "--prompt", "Why?")
+    )
+    assert f"--- {model}\n" in run("generate", "--model", "one/final", "--prompt", "Why?", "--compare")
+
+
 def test_validation_pairs_are_reported(here, run, model, pairs):
     first = load_pairs(pairs)[0]
     shared = [PreferencePair(first.prompt.upper(), "One.", "Two."), PreferencePair("New?", "One.", "Two.")]

@@ -18,6 +18,7 @@ from dpo_core.data import (
     split_by_prompt,
 )
 from dpo_core.errors import InputError
+from dpo_core.tokenizer import END_OF_TEXT
 
 
 def pair(prompt="Why?", chosen="Because.", rejected="No.", source=""):
@@ -240,6 +241,7 @@ LONG = "x" * 40
 AUDITS = {
     "duplicate": ([pair(), pair()], ["pair 2"], "repeats an earlier pair"),
     "no prompt": ([pair(), pair("", "a", "b")], ["pair 2"], "the prompt is empty"),
+    "no answer": ([pair(), pair("Who?", "a", END_OF_TEXT)], ["pair 2"], "an answer is empty"),
     "same answers": ([pair(), pair("Who?", "a", "a")], ["pair 2"], "the answers are the same"),
     "long prompt": ([pair(LONG), pair()], ["pair 1"], "the prompt leaves no room"),
     "same within": ([pair(), pair("Who?", LONG + "a", LONG + "b", "f:9")], ["f:9"], "the same within 30 tokens"),
@@ -253,6 +255,13 @@ def test_audit_drops_what_teaches_nothing(encoding, given, sources, reason):
     assert reason in audit.dropped[0][1]
     assert len(audit.kept) == len(given) - 1
     assert f"dropped: 1 x {audit.dropped[0][1]} ({sources[0]})" in audit.report()
+
+
+def test_repeats_beside_the_opposite_verdict_are_votes(encoding):
+    votes = [pair("Q", "a", "b")] * 3 + [pair("Q", "b", "a")]
+    audit = audit_pairs([*votes, *[pair("P", "a", "b")] * 2], encoding, max_length=30)
+    assert [encoded.pair.prompt for encoded in audit.kept] == ["Q"] * 4 + ["P"]
+    assert {reason for _, reason in audit.noted} == {"the same answers are also there the other way round"}
 
 
 @pytest.mark.parametrize(("prompt_tokens", "kept"), [(28, 1), (29, 0)])

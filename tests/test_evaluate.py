@@ -50,6 +50,11 @@ def test_the_ends_are_z_standard_errors_away():
         assert abs(13 / 40 - end) == pytest.approx(1.7 * math.sqrt(end * (1 - end) / 40))
 
 
+@pytest.mark.parametrize("n", [1, 3, 50, 100, 243])
+def test_a_share_of_0_or_1_is_an_end_of_its_interval(n):
+    assert (wilson_interval(0, n)[0], wilson_interval(n, n)[1]) == (0.0, 1.0)
+
+
 def test_wilson_interval_is_symmetric_and_within_0_and_1():
     for n, wins in itertools.product((1, 5, 50), (0, 0.5, 1)):
         low, high = wilson_interval(wins, n)

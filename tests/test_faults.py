@@ -285,8 +285,19 @@ DAMAGE = {
     "a moment in whole numbers": lambda f: change_moments(f, lambda t: t.update({"0.exp_avg": t["0.exp_avg"].long()})),
     "a moment missing": lambda f: change_moments(f, lambda t: t.pop("0.exp_avg")),
     "a parameter missing": lambda f: change_moments(f, lambda t: [t.pop(n) for n in list(t) if n.startswith("0.")]),
+    "no moments": lambda f: change_moments(f, dict.clear),
+    "moments of one kind missing": lambda f: change_moments(
+        f, lambda t: [t.pop(n) for n in list(t) if n.endswith("exp_avg")]
+    ),
+    "a moment that is no number": lambda f: change_moments(f, lambda t: t["0.exp_avg"].fill_(torch.nan)),
+    "a step before the first": lambda f: change_state(f, step=-1),
+    "a step after the last": lambda f: change_state(f, step=10**6),
     "a pickle": lambda f: (f / "rng_state.pth").write_bytes(b"cos\nsystem\n(S'false'\ntR."),
     "best of another model": lambda f: save_file({"wte.weight": torch.zeros(2)}, f / "best.safetensors"),
+    "trainer.json missing": lambda f: (f / "trainer.json").unlink(),
+    "config.json missing": lambda f: (f / "config.json").unlink(),
+    "model.safetensors missing": lambda f: (f / "model.safetensors").unlink(),
+    "optimizer.safetensors missing": lambda f: (f / "optimizer.safetensors").unlink(),
 }
 
 
@@ -305,3 +316,12 @@ def test_a_damaged_checkpoint_changes_nothing_and_is_named(whole, run, damage):
     shutil.rmtree(newest)  # what the message says
     trainer.train(progress=False, resume=True)
     assert (run / "final/model.safetensors").read_bytes() == (whole / "final/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapters_checkpoint_that_lacks_a_file_is_named(run, file):
+    kills.train(run, lora=True)
+    newest = list_checkpoints(run)[-1]
+    (newest / file).unlink()
+    with pytest.raises(InputError, match=rf"{newest.name} is damaged .*{file}.*; delete it to resume from the checkp"):
+        kills.train(run, lora=True)

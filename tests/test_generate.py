@@ -1,4 +1,5 @@
 import itertools
+import sys
 from collections import Counter
 
 import pytest
@@ -253,6 +254,13 @@ def test_tokens_that_only_the_model_knows_are_not_sampled():
 
 def test_no_prompts_no_answers():
     assert generate(small_gpt(), letters(), []) == []
+
+
+@pytest.mark.parametrize(("count", "terminal", "shown"), [(3, True, True), (2, True, False), (3, False, False)])
+def test_a_bar_is_for_terminals_and_several_batches(capsys, monkeypatch, count, terminal, shown):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    generate(small_gpt(), letters(), ["a"] * count, batch_size=2, max_new_tokens=2)
+    assert ("batch" in capsys.readouterr().err) is shown
 
 
 # Errors

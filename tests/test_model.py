@@ -87,24 +87,35 @@ def test_gpt2_has_124_million_parameters():
 
 
 class Hub:
-    """A server that speaks the Hub's protocol for resolving files, on a free port of this machine."""
+    """A server that speaks the Hub's protocol for resolving files, on a free port of this machine.
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    As on the Hub, weights lie in a storage of another name, to which it redirects; ``broken`` ones end half-way.
+    """
+
+    def __init__(self, files: dict[str, bytes], broken: bool = False) -> None:
         requests: list[str] = []
 
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self):
                 requests.append(f"{self.command} {self.path}")
-                repo, _, file = self.path.removeprefix("/").partition("/resolve/main/")
-                found = files.get(file) if repo == PUBLISHED["gpt2"] else None
-                self.send_response(404 if found is None else 200)
+                at, _, file = self.path.partition("/resolve/main/")
+                repo, stored = at.removeprefix("/storage").removeprefix("/"), at.startswith("/storage/")
+                found = files.get(file) if repo in PUBLISHED.values() else None
+                elsewhere = found is not None and file == "model.safetensors" and not stored
+                self.send_response(404 if found is None else 302 if elsewhere else 200)
                 if found is None:
                     self.send_header("X-Error-Code", "EntryNotFound")
+                etag = f'"{abs(hash(found)):032x}"'
+                if elsewhere:
+                    self.send_header("Location", f"http://localhost:{self.server.server_port}/storage{self.path}")
+                    self.send_header("X-Linked-ETag", etag)
+                    self.send_header("X-Linked-Size", str(len(found)))
                 self.send_header("X-Repo-Commit", "607a30d783dfa663caf39e06633721c8d4cfcd7e")
-                self.send_header("ETag", f'"{abs(hash(found)):032x}"')
-                self.send_header("Content-Length", str(len(found or b"")))
+                self.send_header("ETag", etag)
+                body = b"" if found is None or elsewhere else found
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                return found or b""
+                return body[: len(body) // 2] if broken and stored else body
 
             def do_GET(self):
                 self.wfile.write(self.do_HEAD())
@@ -134,10 +145,11 @@ def in_subprocess(code: str, endpoint: str, home: Path) -> subprocess.CompletedP
 
 LOGITS = """
 import json, torch
-from dpo_core.model import GPT
-model = GPT.from_pretrained("gpt2")
-with torch.no_grad():
-    print(json.dumps([model.config.tokenizer, model(torch.arange(12)[None]).tolist()]))
+from dpo_core.model import GPT, PUBLISHED
+for name in PUBLISHED:
+    model = GPT.from_pretrained(name)
+    with torch.no_grad():
+        print(json.dumps([name, model.config.tokenizer, model(torch.arange(12)[None]).tolist()]))
 """
 
 REFUSED = """
@@ -180,23 +192,42 @@ def published():
     return model, {"config.json": json.dumps(config).encode(), "model.safetensors": save(tensors, {"format": "pt"})}
 
 
-@pytest.mark.slow
-def test_gpt2_comes_from_the_hub_and_then_from_its_cache(published, tmp_path):
-    theirs, files = published
+def assert_published(model, result: subprocess.CompletedProcess) -> None:
+    """Each of the published names gave this model, with GPT-2's tokenizer."""
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row[:2] for row in rows] == [[name, "gpt2"] for name in PUBLISHED]
     with torch.no_grad():
-        expected = theirs(torch.arange(12)[None]).logits
+        expected = model(torch.arange(12)[None]).logits
+    for _, _, logits in rows:
+        torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_published_models_come_from_the_hub_and_then_from_its_cache(published, tmp_path):
+    """Under each name of GPT-2's sizes, from its own repository, the weights by a redirect."""
+    theirs, files = published
     with Hub(files) as hub:
         online = in_subprocess(LOGITS, hub.address, tmp_path)
-    assert online.returncode == 0, online.stderr
-    for file in files:
-        assert f"GET /openai-community/gpt2/resolve/main/{file}" in hub.requests
-    tokenizer, logits = json.loads(online.stdout)
-    assert tokenizer == "gpt2"
-    torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-4, rtol=0)
+    assert_published(theirs, online)
+    for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
+        assert f"GET /openai-community/{name}/resolve/main/config.json" in hub.requests
+        assert f"GET /storage/openai-community/{name}/resolve/main/model.safetensors" in hub.requests
 
     offline = in_subprocess(LOGITS, hub.address, tmp_path)  # the server is gone
     assert offline.returncode == 0, offline.stderr
     assert offline.stdout == online.stdout
+
+
+@pytest.mark.slow  # the client tries again five times
+def test_a_download_that_breaks_off_is_a_clear_error_and_the_next_one_is_whole(published, tmp_path):
+    """What came of the file is not taken for the file."""
+    theirs, files = published
+    with Hub(files, broken=True) as hub:
+        result = in_subprocess(REFUSED, hub.address, tmp_path)
+    assert "model.safetensors of openai-community/gpt2 could not be fetched" in result.stdout, result.stderr
+    with Hub(files) as hub:
+        assert_published(theirs, in_subprocess(LOGITS, hub.address, tmp_path))
 
 
 @pytest.mark.slow  # the client tries again for half a minute

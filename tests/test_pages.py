@@ -1,4 +1,4 @@
-"""What the prose pages point to exists: findings, tests, and sections of chapters."""
+"""What the prose pages point to exists, such as tests and sections; and troubleshooting knows what the library says."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+from test_bad_input import DATA, MODELS
 
+from dpo_core.data import audit_pairs, load_pairs, split_by_prompt
 from dpo_core.diagnose import LEARNING, MACHINERY
+from dpo_core.errors import InputError
+from dpo_core.model import GPT, GPTConfig
 from dpo_core.preflight import SETUP
+from dpo_core.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "book").glob("*.md"))
@@ -19,6 +25,34 @@ NOTEBOOK = r"\]\(\.\./notebooks/([\w-]+)(?:\.ipynb)?\)"
 @pytest.mark.parametrize("name", sorted({*MACHINERY, *LEARNING, *SETUP}))
 def test_troubleshooting_knows_every_finding(name):
     assert name in (ROOT / "book" / "troubleshooting.md").read_text(encoding="utf-8")
+
+
+def known_lines(error, fault):
+    """Whether troubleshooting has a row for each line of the message that tells the fault; … there is any text."""
+    page = (ROOT / "book" / "troubleshooting.md").read_text(encoding="utf-8")
+    seen = re.findall("`([^`]+)`", "\n".join(re.findall(r"^\| (.+?) \| ", page, re.MULTILINE)))
+    row = re.compile("|".join(".+".join(map(re.escape, symptom.split("…"))) for symptom in seen))
+    lines = [line for line in str(error.value).splitlines() if fault in line]
+    return lines and all(map(row.search, lines))
+
+
+@pytest.mark.parametrize(("content", "place", "fault", "remedy"), DATA.values(), ids=DATA)
+def test_troubleshooting_knows_what_is_said_of_bad_data(tmp_path, content, place, fault, remedy):
+    file = tmp_path / ("data.jsonl.gz" if "gz" in place else "data.jsonl")
+    file.write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
+    with pytest.raises(InputError) as error:
+        split_by_prompt(audit_pairs(load_pairs(file), load_tokenizer("pocket"), 256).kept, 0.1, 0)
+    assert known_lines(error, fault), str(error.value)
+
+
+@pytest.mark.parametrize(("damage", "place", "fault", "remedy"), MODELS.values(), ids=MODELS)
+def test_troubleshooting_knows_what_is_said_of_bad_models(tmp_path, damage, place, fault, remedy):
+    torch.manual_seed(0)
+    GPT(GPTConfig(load_tokenizer("pocket").n_vocab, 256, 16, 1, 2, tokenizer="pocket")).save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError) as error:
+        load_tokenizer(GPT.from_pretrained(tmp_path).config.tokenizer)
+    assert known_lines(error, fault), str(error.value)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

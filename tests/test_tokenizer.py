@@ -29,9 +29,12 @@ def encoding(request):
 
 
 def gpt2_or_skip():
+    """GPT-2's encoding; without it the test is skipped, or fails where .ci/run has a copy of it beside the checkout."""
     try:
         return load_tokenizer("gpt2")
     except InputError as error:
+        if os.environ.get("REQUIRE_BROWSER") and (ROOT.parent / "shared" / "data").is_dir():
+            raise
         pytest.skip(str(error))
 
 

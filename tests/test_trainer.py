@@ -224,6 +224,16 @@ def test_patience_needs_the_weights_from_before(make, checkpointed):
         make(checkpointed, patience=2).train(progress=False, resume=True)
 
 
+def test_with_the_best_weights_missing_a_run_goes_on_without_patience_only(make, swapped, tmp_path):
+    """The error says so, and is right."""
+    settings = {"val_pairs": swapped, "eval_every": 2, "save_every": 2}
+    make(tmp_path, **settings, steps=4, patience=9).train(progress=False)
+    (tmp_path / "checkpoints" / "step-000004" / "best.safetensors").unlink()
+    with pytest.raises(InputError, match=r"step-000004 .*best.safetensors is lost; resume without"):
+        make(tmp_path, **settings, patience=9).train(progress=False, resume=True)
+    assert make(tmp_path, **settings).train(progress=False, resume=True).rows[-1]["step"] == 6
+
+
 def test_validation_pairs_are_audited(make, pairs):
     same = PreferencePair("Same?", "Yes.", "Yes.")
     assert [pair.prompt for pair, _ in make(val_pairs=[*pairs, same]).val_audit.dropped] == ["Same?"]
@@ -483,7 +493,7 @@ def test_a_run_is_resumed_in_the_precision_it_was_computed_in(make, checkpointed
     state = json.loads(file.read_text())
     assert state["precision"] == "float32"
     file.write_text(json.dumps(state | {"precision": "bf16"}))
-    with pytest.raises(InputError, match=r"was computed in bf16, this would be float32; resume with the same"):
+    with pytest.raises(InputError, match=r"was computed in bf16, this would be float32; resume where the run began"):
         make(checkpointed).train(progress=False, resume=True)
 
 

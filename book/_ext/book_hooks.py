@@ -19,17 +19,18 @@ BUTTONS = ("use_repository_button", "use_issues_button", "use_edit_page_button")
 def point_buttons(app: Any, config: Any) -> None:
     """Turn the buttons on and point them to the repository that is built; without an address leave none.
 
-    On GitHub the environment names the repository; elsewhere ``_config.yml`` does once ``make address`` was run.
+    On GitHub the environment names the repository; elsewhere ``_config.yml`` does once ``make address`` was run. Until
+    then a notebook on Colab or Binder could not install ``dpo_core``, so no button leads there.
     """
     options = config.html_theme_options
+    if not options.get("repository_url"):
+        options["launch_buttons"] = {}
     if name := os.environ.get("GITHUB_REPOSITORY"):
         options["repository_url"] = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{name}"
         if os.environ.get("GITHUB_EVENT_NAME") == "push":  # in a pull request the ref is no branch
             options["repository_branch"] = os.environ["GITHUB_REF_NAME"]
     if options.get("repository_url"):
         options.update(dict.fromkeys(BUTTONS, True))
-    else:
-        options["launch_buttons"] = {}
 
 
 def drop_scripts(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:

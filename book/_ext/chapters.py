@@ -121,7 +121,7 @@ def head(app: Sphinx, page: str, context: dict[str, Any], doctree: nodes.documen
     links = []
     options = app.config.html_theme_options
     repository = options.get("repository_url", "").removeprefix("https://github.com/")
-    if repository and "://" not in repository:
+    if options.get("launch_buttons") and "://" not in repository:
         branch = options.get("repository_branch", "main")
         links.append(f'<a class="course-run" href="{COLAB}/{repository}/blob/{branch}/{page}.ipynb">Open in Colab</a>')
     source = context["pathto"](f"_sources/{page}.ipynb", 1)

@@ -1,4 +1,4 @@
-"""The failure museum of chapter 07: small runs that are sick on purpose, each by one cause.
+"""The failure museum of chapter 07: small runs that are sick on purpose, each in one way.
 
 Each exhibit is a function from a seed to a trainer; what differs from ``healthy`` is its disease.
 """
@@ -289,8 +289,8 @@ def patients() -> dict[str, History]:
 METRICS: dict[str, tuple[str, str, float | None]] = {
     "loss": ("Training loss", "nats a pair", LN2),
     "eval_loss": ("Held-out loss", "nats a pair", LN2),
-    "rewards/margins": ("Training margin", "nats", 0.0),
-    "eval_rewards/margins": ("Held-out margin", "nats", 0.0),
+    "rewards/margins": ("Training margin", "β × nats", 0.0),
+    "eval_rewards/margins": ("Held-out margin", "β × nats", 0.0),
     "rewards/accuracies": ("Training accuracy", "share of pairs", 0.5),
     "eval_rewards/accuracies": ("Held-out accuracy", "share of pairs", 0.5),
     "logps/chosen_delta": ("Chosen answers, training", "log-ratio, nats", 0.0),
@@ -302,7 +302,7 @@ METRICS: dict[str, tuple[str, str, float | None]] = {
     "eos/chosen": ("Where whole answers end", "probability of ending", None),
     "samples/odd": ("Odd tokens in the samples", "tokens an answer", ODD_PER_ANSWER),
 }
-LOOKS = (("neutral", ":"), ("rejected", "-"), ("chosen", "--"), ("highlight", "-."))
+LOOKS = (("neutral", ":", "o"), ("rejected", "-", "s"), ("chosen", "--", "^"), ("highlight", "-.", "D"))
 
 
 def compare(runs: dict[str, History], metrics: list[str], title: str = "") -> Figure:
@@ -322,14 +322,15 @@ def compare(runs: dict[str, History], metrics: list[str], title: str = "") -> Fi
         name, unit, level = METRICS[metric]
         if level is not None:
             ax.axhline(level, color="#999999", linewidth=1)
-        for (label, history), (color, style) in zip(runs.items(), LOOKS):
-            ax.plot(*history.column(metric), style, color=COLORS[color], label=label, marker="o", markersize=4)
+        for (label, history), (color, style, marker) in zip(runs.items(), LOOKS):
+            ax.plot(*history.column(metric), style, color=COLORS[color], label=label, marker=marker, markersize=4)
         ax.set(title=name, ylabel=unit)
     for ax in axes[-1]:
         ax.set_xlabel("optimiser step")
     for ax in axes.flat[len(metrics) :]:
         ax.remove()
-    axes[0][0].legend(fontsize=9)
+    looks = axes[0][0].get_legend_handles_labels()
+    figure.legend(*looks, loc="outside lower center", ncols=len(runs), fontsize=9, handlelength=3.5)
     figure.suptitle(title)
     plt.close(figure)
     return figure

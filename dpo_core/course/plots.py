@@ -65,7 +65,7 @@ PANELS = (
         (("rewards/chosen", "chosen", "chosen"), ("rewards/rejected", "rejected", "rejected")),
         0.0,
     ),
-    ("Reward margin", "nats", (("rewards/margins", "chosen minus rejected", "margin"),), 0.0),
+    ("Reward margin", "β × nats", (("rewards/margins", "chosen minus rejected", "margin"),), 0.0),
     ("Reward accuracy", "share of pairs", (("rewards/accuracies", "margin above 0", "policy"),), 0.5),
 )
 

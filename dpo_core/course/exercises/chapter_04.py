@@ -130,6 +130,7 @@ def _fit_cases() -> list[tuple]:
         ([1, 2, 3], [4, 5, 6, 8, END], [4, 7, END], 6),
         ([1, 2, 3, 9], [4, 5, 6, END], [4, 5, 7, END], 6),
         ([1, 2], [4, 5, 6, 8, 9, END], [7, 5, 6, 8, 9, END], 5),
+        ([1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 5, END], [6, 7, 8, END], 6),  # no room at all
     ]
 
 
@@ -138,8 +139,12 @@ def _cut_to(rooms: tuple[int, int], chosen: Ids, rejected: Ids) -> tuple[Ids, Id
     return ([], []) if cut[0] == cut[1] else cut
 
 
+def _room(prompt: Ids, max_length: int) -> int:
+    return max(0, max_length - len(prompt))
+
+
 def _fit(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int) -> tuple[Ids, Ids]:
-    room = max_length - len(prompt)
+    room = _room(prompt, max_length)
     return _cut_to((room, room), chosen, rejected)
 
 
@@ -148,7 +153,7 @@ def _without_prompt(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int) ->
 
 
 def _one_after_the_other(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int) -> tuple[Ids, Ids]:
-    room = max_length - len(prompt)
+    room = _room(prompt, max_length)
     return _cut_to((room, max(0, room - len(chosen[:room]))), chosen, rejected)
 
 
@@ -159,12 +164,12 @@ def _with_an_end(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int) -> tu
 
 
 def _identical_kept(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int) -> tuple[Ids, Ids]:
-    room = max_length - len(prompt)
+    room = _room(prompt, max_length)
     return chosen[:room], rejected[:room]
 
 
 def _from_the_left(prompt: Ids, chosen: Ids, rejected: Ids, max_length: int) -> tuple[Ids, Ids]:
-    room = max_length - len(prompt)
+    room = _room(prompt, max_length)
     cut = chosen[-room:], rejected[-room:]
     return ([], []) if cut[0] == cut[1] else cut
 
@@ -192,11 +197,13 @@ def _split_cases() -> list[tuple]:
         (["Why?", "Who?", "Why?", "Where?", "Who?"], 1),
         (["Why?", "Who?", "Where?", "why", "When?", "Who?", "Where?"], 2),
         (["What is DNA?", "Why?", "what is DNA", "What is DNA?", "Why?", "When?"], 1),
+        (["Why?", "Who?", "Why?"], 0),
     ]
 
 
 def _split(prompts: list[str], count: int, same: Callable[[str], str] = same_prompt) -> tuple[list[int], list[int]]:
-    held_out = list(dict.fromkeys(map(same, prompts)))[-count:]
+    different = list(dict.fromkeys(map(same, prompts)))
+    held_out = different[max(0, len(different) - count) :]
     train = [i for i, prompt in enumerate(prompts) if same(prompt) not in held_out]
     return train, [i for i, prompt in enumerate(prompts) if same(prompt) in held_out]
 
@@ -240,15 +247,16 @@ def _kappa_cases() -> list[tuple]:
         (first, second),
         (["left", "right", "skip", "tie", "left"], ["left", "left", "left", "tie", "skip"]),
         (["left"] * 6 + ["right"] * 2, ["left"] * 7 + ["right"]),
+        (["left"] * 3, ["left"] * 3),  # nothing to win over chance
     ]
 
 
-def _kappa(first: list[str], second: list[str], chance: Callable[[Counter, Counter, int], float]) -> float:
+def _kappa(first: list[str], second: list[str], chance: Callable[[Counter, Counter, int], float]) -> float | None:
     judged = [(a, b) for a, b in zip(first, second) if "skip" not in (a, b)]
     n = len(judged)
     agreed = sum(a == b for a, b in judged) / n
     by_chance = chance(Counter(a for a, _ in judged), Counter(b for _, b in judged), n)
-    return round((agreed - by_chance) / (1 - by_chance), 4)
+    return None if by_chance == 1 else round((agreed - by_chance) / (1 - by_chance), 4)
 
 
 def _both_habits(a: Counter, b: Counter, n: int) -> float:
@@ -264,13 +272,13 @@ def _no_habit(a: Counter, b: Counter, n: int) -> float:
 
 
 def _undivided(first: list[str], second: list[str]) -> float:
-    agreed = _kappa(first, second, lambda *_: 0.0)
     judged = [(a, b) for a, b in zip(first, second) if "skip" not in (a, b)]
+    agreed = sum(a == b for a, b in judged) / len(judged)
     chance = _both_habits(Counter(a for a, _ in judged), Counter(b for _, b in judged), len(judged))
     return round(agreed - chance, 4)
 
 
-def _skips_counted(first: list[str], second: list[str]) -> float:
+def _skips_counted(first: list[str], second: list[str]) -> float | None:
     return _kappa([f"{verdict}." for verdict in first], [f"{verdict}." for verdict in second], _both_habits)
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from dpo_core.generate import generate
 from dpo_core.metrics import History
 from dpo_core.model import GPT
 from dpo_core.pocket.corpus import dialogues
-from dpo_core.pocket.judge import PocketJudge
+from dpo_core.pocket.judge import Features, PocketJudge
 from dpo_core.pocket.world import questions
 from dpo_core.pretrain import language_model_loss
 from dpo_core.sft import Example, sft_documents
@@ -54,6 +54,8 @@ class Station:
     words: list[int]  # lengths of the answers about held-out topics
     parsed: float  # share of those answers that the judge can read
     perplexity: float  # on dialogues as the model was pretrained on, held-out topics
+    # Means over those answers; times a judge's weights they are its mean reward. Older records have none.
+    features: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def _measure(model: GPT, reference: GPT, step: int, prompts: int | None) -> Stat
         [features.words for features in held_out],
         round(sum(features.parsed for features in held_out) / len(held_out), 4),
         round(perplexity(model), 4),
+        {f.name: round(statistics.mean(getattr(answer, f.name) for answer in held_out), 4) for f in fields(Features)},
     )
 
 

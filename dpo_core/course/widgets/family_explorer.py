@@ -11,7 +11,7 @@ from dpo_core.course.widgets.embed import embed
 from dpo_core.errors import InputError
 from dpo_core.losses import LOSSES, PairLogps
 
-__all__ = ["FAMILY", "SETTINGS", "FamilyExplorer", "pair_at"]
+__all__ = ["FAMILY", "RANGES", "SETTINGS", "FamilyExplorer", "pair_at"]
 
 START, TOKENS, DRIFT = -40.0, 30, 0.5  # of both answers: nats under the reference, tokens; KTO's z0 in nats
 
@@ -36,7 +36,7 @@ FAMILY: dict[str, dict[str, dict[str, float]]] = {  # beta is larger for means, 
     "fine-tuning": {"orpo": {"beta": 0.1}, "sft": {"beta": 0.1}},
 }
 SETTINGS = {name: settings for group in FAMILY.values() for name, settings in group.items()}
-RANGES = {  # of the pictures
+RANGES = {  # of the pictures, here and in chapter 10
     "functions of the margin": {"loss": [-5, 11], "pull": [-0.05, 0.2]},
     "means over tokens": {"loss": [0, 7], "pull": [-0.15, 0.2]},
     "functions of both answers": {"loss": [0, 6], "pull": [-0.03, 0.1]},
