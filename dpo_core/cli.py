@@ -34,6 +34,7 @@ from dpo_core.generate import Generation, generate
 from dpo_core.logprobs import reference_logps
 from dpo_core.lora import LoRAConfig, adapters, add_lora, count_parameters, load_merged
 from dpo_core.model import GPT, PUBLISHED, GPTConfig
+from dpo_core.pairs import add_pair
 from dpo_core.pretrain import Document, LMConfig, text_documents, train_lm
 from dpo_core.sft import load_examples, sft_documents
 from dpo_core.tokenizer import load_tokenizer
@@ -116,11 +117,16 @@ def _settings(file: Path) -> dict[str, Any]:
 
 def _start_of(model: GPT, flag: str) -> str:
     """The name of the model that the training of this one began from."""
+    if model.source in ("pocket", *PUBLISHED):
+        raise InputError(f"{model.source} was not trained here; name what to compare with: {flag} MODEL")
     folder = Path(model.source).absolute()
     above = [parent / "config.json" for parent in folder.parents][:2]
     for record in (folder / "training.json", *above):
-        if isinstance(start := _settings(record).get("start"), str):
+        start = _settings(record).get("start")
+        if start and isinstance(start, str):
             return start
+        if start is not None:
+            break
     raise InputError(f"{model.source}: {above[0]} does not say what the training began from; name it: {flag} MODEL")
 
 
@@ -151,6 +157,8 @@ def _data(args: argparse.Namespace) -> None:
     if args.check:
         print(audit_pairs(load_pairs(args.check), load_tokenizer(args.tokenizer), args.max_length).report())
         return
+    if args.output.suffix == ".gz":
+        raise InputError(f"{args.output}: pairs are written unpacked; leave .gz out of the name")
     _writable_file(args.output)
     by_hand = args.interactive or args.ask
     found = args.output.exists() and args.output.stat().st_size
@@ -168,11 +176,12 @@ def _data(args: argparse.Namespace) -> None:
     for pair in made:
         pairs.append(pair)
         if by_hand:
-            save_pairs(args.output, pairs)
+            add_pair(args.output, pair)
             print("Saved.")
     if not pairs:
         raise InputError("no pair came of it, and nothing was written")
-    save_pairs(args.output, pairs)
+    if not by_hand:
+        save_pairs(args.output, pairs)
     print(f"{len(pairs)} pairs in {args.output}")
 
 
@@ -225,6 +234,8 @@ def _sft(args: argparse.Namespace) -> None:
     documents = sft_documents(encoding, examples, context)
     if cut := sum(document.ids[-1] != encoding.eot_token for document in documents):
         print(f"{cut} of {len(documents)} examples were cut at {context} tokens, the model's context")
+    if lost := sum(len(document.ids) <= document.start for document in documents):
+        print(f"{lost} of {len(documents)} examples have no room for an answer and are left out")
     _train_lm(args, model, documents, learning_rate)
 
 
@@ -232,10 +243,13 @@ def _train_lm(args: argparse.Namespace, model: GPT, documents: list[Document], l
     start, out = Path(model.origin).resolve(), args.output.resolve()
     if start == out / "adapter" or (adapters(model) and start == out):
         raise InputError(f"{args.output} holds the model that training starts from; choose another --output")
+    if (out / "final").is_dir() or list_checkpoints(out):
+        raise InputError(f"{args.output} holds a training by DPO; choose another --output")
     writable_folder(args.output)
-    config = LMConfig(args.epochs, args.batch_tokens, learning_rate, seed=args.seed)
+    config, began = LMConfig(args.epochs, args.batch_tokens, learning_rate, seed=args.seed), model.origin
     losses = train_lm(model, documents, config)
     save_trained(model, args.output, args.output / "adapter")
+    write_json(args.output / "training.json", {"start": began})
     print(f"{len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f} nats a token; saved in {args.output}")
 
 
@@ -331,7 +345,9 @@ def _reward_accuracy(
     args: argparse.Namespace, pairs: list[PreferencePair], policy: GPT, reference: GPT
 ) -> dict[str, object]:
     length = min(policy.config.n_positions, reference.config.n_positions)
-    kept = audit_pairs(pairs, load_tokenizer(policy.config.tokenizer), length).kept
+    audit = audit_pairs(pairs, load_tokenizer(policy.config.tokenizer), length)
+    print(audit.report())
+    kept = audit.kept
     logps = [reference_logps(model, kept, progress=True) for model in (policy, reference)]
     margins = args.beta * (logps[0] - logps[1]) @ torch.tensor([1.0, -1.0])  # (pairs,)
     right, count, margin = int((margins > 0).sum()), len(kept), float(margins.mean())

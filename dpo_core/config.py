@@ -58,8 +58,13 @@ class DPOConfig:
     parallel: str = "ddp"  # under torchrun; "fsdp" spreads the model over the processes: less memory, more traffic
 
     def __post_init__(self) -> None:
-        whole = ("steps", "batch_size", "grad_accum", "max_length", "eval_every", "log_every", "patience", "save_every")
-        for name in whole:
+        needed = ("steps", "batch_size", "grad_accum", "eval_every", "log_every")
+        optional = ("max_length", "patience", "save_every")
+        for name in needed:
+            self._require(name, "a whole number", lambda value: type(value) is int)
+        for name in optional:
+            self._require(name, "a whole number or None", lambda value: value is None or type(value) is int)
+        for name in (*needed, *optional):
             self._require(name, "at least 1", lambda value: value is None or value >= 1)
         for name in ("beta", "beta_end", "learning_rate", "max_grad_norm"):
             self._require(name, "above 0", lambda value: value is None or value > 0)

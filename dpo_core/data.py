@@ -162,6 +162,7 @@ def audit_pairs(pairs: Sequence[PreferencePair], encoding: tiktoken.Encoding, ma
         notes = {
             f"an answer was cut at {max_length} tokens": len(short) < len(encoded),
             "the same answers are also there the other way round": contested,
+            "an answer holds a further turn of the user": any("\n\nHuman:" in a for a in (pair.chosen, pair.rejected)),
             "prompt and answer merge into one token at their boundary": encoded.merged,
         }
         noted += [(pair, note) for note, holds in notes.items() if holds]

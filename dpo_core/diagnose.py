@@ -51,6 +51,9 @@ class Curves:
         self.names = {name for row in history.rows for name in row}
         if any(row["step"] == 0 and abs(row.get("loss", LN2) - LN2) > 0.01 for row in history.rows):
             self.names -= {"loss", "eval_loss"}  # of another family than DPO's, at a level that means something else
+        if len({row["beta"] for row in history.rows if row["step"] > 0 and "beta" in row}) > 1:
+            # Evaluations keep the first beta: beside those of training these say nothing.
+            self.names -= {"eval_loss", "eval_rewards/chosen", "eval_rewards/rejected"}
         self.history = history
 
     def end(self, name: str) -> float:

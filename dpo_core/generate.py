@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dpo_core.errors import InputError
 from dpo_core.model import GPT, KVCache
-from dpo_core.tokenizer import open_prompt
+from dpo_core.tokenizer import check_encoding, open_prompt
 
 __all__ = ["Generation", "encode_prompt", "filter_logits", "generate"]
 
@@ -41,18 +41,14 @@ def encode_prompt(model: GPT, encoding: tiktoken.Encoding, prompt: str) -> list[
     Returns:
         Token ids, at least one and fewer than the model has positions.
     Raises:
-        InputError: the prompt is blank or too long, or the encoding has more tokens than the model.
+        InputError: the prompt is blank or too long, or the encoding is not the model's.
 
     >>> from dpo_core.tokenizer import load_tokenizer
     >>> encode_prompt(GPT.from_pretrained("pocket"), load_tokenizer("pocket"), "A")
     [65, 10]
     """
     limit = model.config.n_positions
-    if encoding.n_vocab > model.config.vocab_size:
-        raise InputError(
-            f"encoding {encoding.name!r} has {encoding.n_vocab} tokens, but the model knows {model.config.vocab_size}:"
-            " use load_tokenizer(model.config.tokenizer)"
-        )
+    check_encoding(encoding, model.config.tokenizer, model.config.vocab_size)
     if not prompt.strip():
         raise InputError(f"prompt {prompt!r} is blank: give the model at least one word to go on")
     ids = encoding.encode_ordinary(open_prompt(prompt))

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpo_core.errors import InputError
-from dpo_core.files import read_json, read_tensors, refuse_pickles, written
+from dpo_core.files import read_json, read_tensors, refuse_pickles, tensor_layout, written
 from dpo_core.hf_layout import PUBLISHED, TRANSPOSED
 from dpo_core.model import GPT
 
@@ -189,6 +189,7 @@ def merge_lora(model: GPT) -> dict[str, LoRALinear]:
         plain.bias = layer.bias
         model.set_submodule(name, plain)
     model.requires_grad_()
+    model.source = ""  # no folder holds this model
     return adapter
 
 
@@ -277,10 +278,13 @@ def load_adapted(folder: str | Path, base: GPT | None = None) -> GPT:
     ...     len(adapters(load_adapted(folder)))
     16
     """
-    raw = _read_config(Path(folder))
+    raw, file = _read_config(Path(folder)), Path(folder) / "adapter_model.safetensors"
+    largest = max((side for _, shape in tensor_layout(file).values() for side in shape), default=0)
+    if raw["r"] > largest:  # before anything of that size is made
+        raise InputError(f"{folder}: r is {raw['r']}, more than any side of a tensor in {file.name}; copy both again")
     if base is None:
         name = raw.get("base_model_name_or_path")
-        if not name:
+        if not name or not isinstance(name, str):
             raise InputError(f"{folder} does not say which model it belongs to; give it as base")
         if Path(name).resolve() == Path(folder).resolve():
             raise InputError(f"{folder} names itself as the model that it belongs to; give the model as base")
@@ -304,6 +308,7 @@ def load_merged(name_or_path: str | Path) -> GPT:
         return GPT.from_pretrained(name_or_path)
     model = load_adapted(name_or_path)
     merge_lora(model)
+    model.source = str(name_or_path)
     return model
 
 
@@ -337,7 +342,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     refuse_pickles(folder)
     raw = read_json(file)
     kinds: dict[str, Any] = {"r": int, "lora_alpha": (int, float), "target_modules": list}
-    if not all(isinstance(raw.get(key), kind) for key, kind in kinds.items()):
+    fine = all(isinstance(raw.get(key), kind) for key, kind in kinds.items())
+    if not fine or not all(isinstance(name, str) for name in raw["target_modules"]):
         raise InputError(f"{file}: needs r and lora_alpha (numbers) and target_modules (a list of names)")
     for key, value in COMPUTED.items():
         if raw.get(key, value) != value:

@@ -139,7 +139,7 @@ class History:
             try:
                 row = json.loads(line)
                 history.log(int(row.pop("step")), **row)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
                 raise InputError(f'{path}:{number}: not a row of a history; it must be {{"step": ...}}') from error
         return history
 

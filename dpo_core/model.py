@@ -218,7 +218,7 @@ class GPT(nn.Module):
         Returns:
             (B, T, C) states, or (N, C) of the kept ones; ``model.logits`` turns them into logits.
         Raises:
-            InputError: a sequence is longer than the model has positions.
+            InputError: a sequence is longer than the model has positions; only looked at where positions are not given.
         """
         past_length = cache[0][0].shape[2] if cache else 0
         if positions is None:

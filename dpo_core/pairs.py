@@ -15,7 +15,9 @@ from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 from dpo_core.errors import InputError, shown
 from dpo_core.files import sync, why, written
 
-__all__ = ["PreferencePair", "load_pairs", "read_jsonl", "read_pair", "save_pairs", "shared_length", "write_jsonl"]
+__all__ = [
+    "PreferencePair", "add_pair", "load_pairs", "read_jsonl", "read_pair", "save_pairs", "shared_length", "write_jsonl",
+]  # fmt: skip
 
 COLUMNS = ("prompt", "chosen", "rejected")
 ANSWER = "\n\nAssistant:"  # where an answer begins in HH-RLHF's text
@@ -166,6 +168,16 @@ def write_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
             for record in records:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
     sync(Path(path).resolve().parent)  # the new name, too, as this may be a person's work
+
+
+def add_pair(path: str | Path, pair: PreferencePair) -> None:
+    """Add a pair to a file of pairs, whose other lines stay as they are, with whatever else they hold."""
+    with written(Path(path)) as partial:
+        old = Path(path).read_bytes() if Path(path).exists() else b""
+        line = json.dumps({name: getattr(pair, name) for name in COLUMNS}, ensure_ascii=False) + "\n"
+        gap = b"\n" if old and not old.endswith(b"\n") else b""
+        partial.write_bytes(old + gap + line.encode("utf-8", "backslashreplace"))
+    sync(Path(path).resolve().parent)
 
 
 def _read_object(line: bytes) -> dict[str, Any]:

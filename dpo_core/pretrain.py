@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dpo_core.errors import InputError
 from dpo_core.logprobs import head_logps
+from dpo_core.lora import adapters
 from dpo_core.model import GPT
 from dpo_core.muon import Muon
 from dpo_core.precision import DTYPES, autocast, choose
@@ -154,7 +155,8 @@ def train_lm(
     Raises:
         InputError: there is nothing to learn, or a document is longer than the model's context.
     """
-    if not any(len(d.ids) > d.start for d in documents):
+    documents = [d for d in documents if len(d.ids) > d.start]  # of the others only weight decay would come
+    if not documents:
         raise InputError("nothing to train on: no document has a token to predict")
     too_long = max(len(d.ids) for d in documents)
     if too_long > model.config.n_positions:
@@ -199,4 +201,6 @@ def train_lm(
         if on_step:
             on_step(step, steps, losses[-1])
     model.eval()
+    if not adapters(model):
+        model.source = ""  # it is no longer what was loaded
     return losses

@@ -48,6 +48,8 @@ def _read_example(record: dict) -> Example:
     if "completion" not in record:
         prompt, chosen, _ = read_pair(record)
         return Example(prompt, chosen)
+    if record.get("label") is False:
+        raise InputError('"label" is false, so the answer is not a good one; leave the line out')
     for name in ("prompt", "completion"):
         if not isinstance(record.get(name), str) or not record[name].strip():
             raise InputError(f'"{name}" must be text that is not empty')

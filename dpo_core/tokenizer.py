@@ -16,7 +16,7 @@ import tiktoken
 from dpo_core.errors import InputError
 from dpo_core.files import why
 
-__all__ = ["END_OF_TEXT", "boundary", "load_tokenizer", "open_prompt", "read_encoding"]
+__all__ = ["END_OF_TEXT", "boundary", "check_encoding", "load_tokenizer", "open_prompt", "read_encoding"]
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -77,6 +77,25 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
     if name not in ENCODINGS:
         raise InputError(f"unknown tokenizer {name!r}: there are {', '.join(ENCODINGS)}")
     return ENCODINGS[name]()
+
+
+def check_encoding(encoding: tiktoken.Encoding, name: str, vocab_size: int) -> None:
+    """Refuse an encoding that is not the model's: its ids would be read as other tokens, and nothing would show it.
+
+    Args:
+        encoding: to be used with a model.
+        name: the model's, ``config.tokenizer``.
+        vocab_size: tokens that the model knows.
+    Raises:
+        InputError: it is another one of ``load_tokenizer``'s, or has more tokens than the model.
+
+    >>> check_encoding(load_tokenizer("pocket"), "pocket", 4096)
+    """
+    if encoding.name in set(ENCODINGS) - {name} or encoding.n_vocab > vocab_size:
+        raise InputError(
+            f"the encoding is {encoding.name!r} with {encoding.n_vocab} tokens, but the model's is {name!r} with"
+            f" {vocab_size}; use load_tokenizer(model.config.tokenizer)"
+        )
 
 
 def boundary(prompt: str, *completions: str) -> str:

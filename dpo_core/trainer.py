@@ -68,6 +68,7 @@ from dpo_core.losses import PairLogps
 from dpo_core.metrics import History, MetricSums, log_line, preference_metrics
 from dpo_core.model import GPT
 from dpo_core.precision import autocast, choose
+from dpo_core.tokenizer import check_encoding
 
 __all__ = ["DPOConfig", "DPOTrainer"]
 
@@ -120,6 +121,10 @@ class DPOTrainer:
         self.model, self.encoding, self.config, self.loss = model, encoding, config, config.pair_loss()
         self.output = None if output is None else writable_folder(output)
         self.start = model.origin
+        if self.output and (self.output / "model.safetensors").exists():
+            raise InputError(
+                f"{self.output} holds a model, whose files the run would mix with; choose another --output"
+            )
         if self.output and Path(self.start).is_absolute():
             if Path(self.start).resolve().is_relative_to(self.output.resolve()):
                 raise InputError(f"{output} holds the model that training starts from; choose another --output")
@@ -141,7 +146,7 @@ class DPOTrainer:
         # fp16 has so small a range that gradients are scaled up to stay in it.
         self.scaler = torch.amp.GradScaler(model.device.type, init_scale=2.0**12, enabled=self.precision == "fp16")
         settings = (self.precision, config.batch_size, config.reference, *self.mismatched)
-        self.key = fingerprint(model, [self.training, self.validation], settings)
+        self.key = fingerprint(model, [self.training, self.validation, *self.mismatched.values()], settings)
         self.reference_model = copy.deepcopy(model).requires_grad_(False) if config.reference == "live" else None
         self.policy = parallel(model, config.parallel)  # the model, as all processes call it
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -198,6 +203,8 @@ class DPOTrainer:
                     raise KeyboardInterrupt(f"stopped after step {self.step}; {self._save()}")
         if config.patience and self.best:
             self.model.load_state_dict(self.best, strict=False)
+        if not adapters(self.model):
+            self.model.source = ""  # it is no longer what was loaded
         if self.output:
             save_final(self.output, self.model, self.history)
         return self.history
@@ -376,7 +383,7 @@ class DPOTrainer:
         elif self.step == 0 and checkpoints:
             raise InputError(f"{self.output} holds checkpoints of an earlier run; resume it, or choose another output")
         if self.output and rank() == 0:
-            write_json(self.output / "config.json", {"start": self.start} | asdict(self.config))
+            write_json(self.output / "config.json", {"start": self.start, "key": self.key} | asdict(self.config))
 
     def _restore(self, folder: Path) -> None:
         state = read_state(folder)
@@ -395,14 +402,13 @@ class DPOTrainer:
             )
         if state["key"] != self.key:
             raise InputError(f"{folder} was trained from other weights or on other data; resume with the same")
-        self.best = load_best(folder, self.model)
+        self.best = load_best(folder, self.model) if self.config.patience else None
         if self.config.patience and not self.best:
             raise InputError(
                 f"{folder} was written without patience (early stopping), or its best.safetensors is lost;"
                 " resume without"
             )
-        stepped = state["step"] > 0 and self.precision != "fp16"  # its first steps may have been skipped
-        load_checkpoint(folder, self.model, self.optimizer, stepped)
+        load_checkpoint(folder, self.model, self.optimizer, stepped=state["step"] > 0)
         self.step, self.history, self.sums = state["step"], History(state["history"]), MetricSums(**state["sums"])
         self.scaler.load_state_dict(state["scaler"])
 
@@ -435,17 +441,21 @@ def _mismatched(name: str, encoded: Sequence[EncodedPair], max_length: int) -> l
 
 def _check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> int:
     """The length to train at; an error if the model cannot be trained so."""
-    positions, vocabulary = model.config.n_positions, model.config.vocab_size
+    positions = model.config.n_positions
     if model.config.dropout:
         raise InputError(f"the model has dropout {model.config.dropout}; DPO compares log-probs, so it must be 0")
-    if encoding.n_vocab > vocabulary:
-        raise InputError(f"encoding {encoding.name!r} has more tokens than the model ({vocabulary}); take the model's")
+    check_encoding(encoding, model.config.tokenizer, model.config.vocab_size)
     if config.max_length and config.max_length > positions:
         raise InputError(f"max_length is {config.max_length}, but the model has {positions} positions; lower it")
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise InputError("the model is not in float32, in which small updates survive; call model.float() first")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("no parameter of the model requires a gradient; call model.requires_grad_() first")
+    if adapters(model) and any(p.requires_grad and ".lora_" not in name for name, p in model.named_parameters()):
+        raise InputError(
+            "the model has an adapter, and other weights require a gradient, too, which no checkpoint of it would hold;"
+            " freeze them, or merge_lora(model) to train all"
+        )
     if config.reference == "adapter_off":
         if not adapters(model):
             raise InputError("reference is adapter_off, but the model has no adapter; add_lora(model) gives it one")

@@ -150,6 +150,33 @@ def test_an_earlier_model_does_not_pass_for_that_of_an_unfinished_run(here, run,
     assert f"--- {model}\n" in run("generate", "--model", "one/final", "--prompt", "Why?", "--compare")
 
 
+def test_nor_if_only_the_pairs_differ(here, run, refused, model, pairs, monkeypatch):
+    save_pairs("other.jsonl", [PreferencePair(f"Say {i}?", "Good.", "Bad.") for i in range(12)])
+    run("train", "--data", pairs, "--model", model, "--steps", 1, "--output", "one")
+    monkeypatch.setattr(DPOTrainer, "_update", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("train", "--data", "other.jsonl", "--model", model, "--steps", 1, "--output", "one")
+    assert "one: the training there is not finished" in refused("generate", "--model", "one", "--prompt", "Why?")
+
+
+def test_a_model_and_a_run_do_not_share_a_folder(here, run, refused, model, pairs):
+    tune = ("sft", "--data", pairs, "--model", model, "--epochs", 0.1)
+    run(*tune, "--output", "tuned")
+    train = ("train", "--data", pairs, "--model", model, "--steps", 1)
+    assert "tuned holds a model" in refused(*train, "--output", "tuned")
+    run(*train, "--output", "one")
+    assert "one holds a training by DPO; choose another --output" in refused(*tune, "--output", "one")
+
+
+def test_a_fine_tuned_model_knows_its_start(here, run, refused, model, pairs):
+    run("train", "--data", pairs, "--model", model, "--steps", 1, "--output", "one")
+    run("sft", "--data", pairs, "--model", "one", "--epochs", 0.1, "--output", "one/tuned")
+    out = run("generate", "--model", "one/tuned", "--prompt", "Why?", "--compare")
+    assert f"--- {here / 'one/final'}\n" in out
+    asked = ("generate", "--model", "pocket", "--prompt", "Why?", "--compare")
+    assert "pocket was not trained here; name what to compare with: --compare MODEL" in refused(*asked)
+
+
 def test_validation_pairs_are_reported(here, run, model, pairs):
     first = load_pairs(pairs)[0]
     shared = [PreferencePair(first.prompt.upper(), "One.", "Two."), PreferencePair("New?", "One.", "Two.")]
@@ -230,6 +257,19 @@ def test_interactive(here, run, monkeypatch):
     type_in(monkeypatch, "What?\nThat.\nThis.\n")  # the input ends without done
     run("data", "--interactive", "--output", "mine.jsonl")
     assert load_pairs("mine.jsonl") == [*expected, PreferencePair("What?", "That.", "This.")]
+
+
+def test_pairs_by_hand_leave_the_other_lines_alone(here, run, monkeypatch):
+    old = json.dumps({"prompt": "Why?", "chosen": "So.", "rejected": "No.", "label": {"labeller": "me"}})
+    (here / "own.jsonl").write_text(old)
+    type_in(monkeypatch, "done\n")
+    run("data", "--interactive", "--output", "own.jsonl")
+    assert (here / "own.jsonl").read_text() == old
+    type_in(monkeypatch, "Who?\nA friend.\nNobody.\ndone\n")
+    run("data", "--interactive", "--output", "own.jsonl")
+    assert (here / "own.jsonl").read_text() == (
+        old + '\n{"prompt": "Who?", "chosen": "A friend.", "rejected": "Nobody."}\n'
+    )
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError, EOFError])

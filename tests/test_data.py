@@ -264,6 +264,12 @@ def test_repeats_beside_the_opposite_verdict_are_votes(encoding):
     assert {reason for _, reason in audit.noted} == {"the same answers are also there the other way round"}
 
 
+def test_a_further_turn_in_an_answer_is_noted(encoding):
+    turns = "A.\n\nHuman: Thanks"
+    audit = audit_pairs([pair("Q", turns, "B.")], encoding, max_length=60)
+    assert [reason for _, reason in audit.noted] == ["an answer holds a further turn of the user"]
+
+
 @pytest.mark.parametrize(("prompt_tokens", "kept"), [(28, 1), (29, 0)])
 def test_at_least_two_tokens_are_left_for_answers(encoding, prompt_tokens, kept):
     given = [pair("x" * (prompt_tokens - 1), "a", "b"), pair()]

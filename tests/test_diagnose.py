@@ -83,6 +83,16 @@ UNMOVED = (
     | {"eval_loss": LN2, "eval_rewards/accuracies": 0.0}
 )
 
+
+def test_under_a_schedule_evaluations_at_the_first_beta_are_not_compared():
+    """Log-ratios of 3 nats, training and held out: 0.0486 at a beta of 1 and 0.664 at 0.02 are no memory of pairs."""
+    history = run(loss=0.0486, eval_loss=0.6636, beta=1.0)
+    assert "memorised pairs" in names(history)
+    for row in history.rows[1:]:
+        row["beta"] = row["step"] / 60
+    assert "memorised pairs" not in names(history)
+
+
 SICK = {
     "frozen policy": UNMOVED | {"weights/changed": 0.0},
     "moving reference": STILL,

@@ -87,7 +87,7 @@ def test_log_probs_with_cache_and_padding_equal_those_without():
 
 def test_a_real_tokenizer_and_any_text():
     encoding = load_tokenizer("pocket")
-    model = small_gpt(vocab_size=encoding.n_vocab, n_positions=64)
+    model = small_gpt(vocab_size=encoding.n_vocab, n_positions=64, tokenizer="pocket")
     prompts = ["Why is the sky blue?", "Human: Hello!\n\nAssistant:", "Grüße, 世界"]
     answers = generate(model, encoding, prompts, temperature=0, max_new_tokens=6)
     for prompt, answer in zip(prompts, answers):
@@ -292,7 +292,7 @@ def test_what_is_refused(change, message):
 
 
 def test_an_encoding_with_more_tokens_than_the_model_is_refused():
-    with pytest.raises(InputError, match=r"'letters' has 5 tokens, but the model knows 4.*load_tokenizer"):
+    with pytest.raises(InputError, match=r"'letters' with 5 tokens, but the model's is .* with 4; use load_tokenizer"):
         generate(small_gpt(vocab_size=4), letters(), ["ab"])
 
 

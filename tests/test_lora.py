@@ -208,6 +208,12 @@ KEY = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
         (lambda f: edit(f, peft_type="IA3"), "peft_type is 'IA3', but only 'LORA' is supported"),
         (lambda f: edit(f, base_model_name_or_path=None), "does not say which model it belongs to; give it as base"),
         (lambda f: edit(f, base_model_name_or_path="nowhere"), "no model 'nowhere'"),
+        (
+            lambda f: edit(f, r=10**12),
+            "r is 1000000000000, more than any side of a tensor in adapter_model.safetensors",
+        ),
+        (lambda f: edit(f, base_model_name_or_path=5), "does not say which model it belongs to; give it as base"),
+        (lambda f: edit(f, target_modules=[["a"]]), "needs r and lora_alpha"),
         (lambda f: edit(f, r=3), r"h.0.attn.c_attn.lora_A is \(4, 16\), in the model it is \(3, 16\)"),
         (lambda f: edit(f, target_modules=["attn.c_attn"]), "12 tensors do not fit; .* is unknown to the model"),
         (lambda f: retensor(f, lambda t: {k: v for k, v in t.items() if k != KEY}), "c_attn.lora_A is missing there"),
@@ -220,6 +226,24 @@ def test_a_spoilt_adapter_is_named(base, tmp_path, spoil, message):
     spoil(tmp_path / "adapter")
     with pytest.raises(InputError, match=message):
         load_adapted(tmp_path / "adapter")
+
+
+def test_a_merged_model_is_no_longer_what_was_loaded(base, tmp_path):
+    """A second adapter's base is not the file that the first one's was."""
+    model = trained(base)
+    model.source = "pocket"
+    merge_lora(model)
+    add_lora(model)
+    save_adapter(model, tmp_path)
+    with pytest.raises(InputError, match="does not say which model it belongs to"):
+        load_adapted(tmp_path)
+
+
+def test_other_weights_beside_an_adapter_are_not_trained(base, encoding, pairs):
+    add_lora(base)
+    base.requires_grad_()
+    with pytest.raises(InputError, match="other weights require a gradient, too"):
+        DPOTrainer(base, encoding, pairs, DPOConfig())
 
 
 def test_another_strength_is_not_the_same_adapter(base, tmp_path):

@@ -64,7 +64,7 @@ def test_history_merges_rows_of_a_step_and_finds_columns(tmp_path):
         history.column("lost")
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": 1}', '{"step": null}'])
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": 1}', '{"step": null}', '{"step": 1e999}', "[" * 100_000])
 def test_a_damaged_history_is_named_with_its_line(tmp_path, line):
     file = tmp_path / "history.jsonl"
     file.write_text(f'{{"step": 1, "loss": 0.5}}\n{line}\n')

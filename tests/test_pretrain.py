@@ -1,3 +1,4 @@
+import copy
 import json
 import random
 from collections import Counter
@@ -171,6 +172,21 @@ def test_bad_examples_are_named(tmp_path, record):
     file.write_text(json.dumps({"prompt": "A?", "completion": "Yes."}) + "\n" + json.dumps(record))
     with pytest.raises(InputError, match=r'examples.jsonl:2: "(prompt|completion)" must be text'):
         load_examples(file)
+
+
+def test_an_answer_marked_as_bad_is_not_learned(tmp_path):
+    file = tmp_path / "examples.jsonl"
+    file.write_text(json.dumps({"prompt": "Why?", "completion": "Shut up.", "label": False}))
+    with pytest.raises(InputError, match=r'examples.jsonl:1: "label" is false'):
+        load_examples(file)
+
+
+def test_a_document_with_nothing_to_predict_changes_nothing(tiny_model):
+    documents, other = [Document([1, 2, 3, 4])] * 4, copy.deepcopy(tiny_model)
+    losses = train_lm(tiny_model, documents, LMConfig(tokens_per_batch=10), progress=False)
+    more = [*documents, Document([1] * 40, start=40)]
+    assert train_lm(other, more, LMConfig(tokens_per_batch=10), progress=False) == losses
+    assert all(torch.equal(a, b) for a, b in zip(tiny_model.parameters(), other.parameters()))
 
 
 # Byte-pair encoding

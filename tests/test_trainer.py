@@ -234,6 +234,22 @@ def test_with_the_best_weights_missing_a_run_goes_on_without_patience_only(make,
     assert make(tmp_path, **settings).train(progress=False, resume=True).rows[-1]["step"] == 6
 
 
+def test_best_weights_that_were_not_kept_up_do_not_come_back(make, swapped, tmp_path):
+    settings = {"val_pairs": swapped, "eval_every": 2, "save_every": 2}
+    make(tmp_path, **settings, steps=4, patience=9).train(progress=False)
+    make(tmp_path, **settings, steps=6).train(progress=False, resume=True)
+    with pytest.raises(InputError, match=r"step-000006 was written without patience"):
+        make(tmp_path, **settings, steps=8, patience=9).train(progress=False, resume=True)
+
+
+def test_a_trained_model_is_no_longer_what_was_loaded(make, tiny_model):
+    tiny_model.source = "pocket"
+    trainer = make(steps=1)
+    trainer.model.source = "pocket"
+    trainer.train(progress=False)
+    assert trainer.model.source == ""
+
+
 def test_validation_pairs_are_audited(make, pairs):
     same = PreferencePair("Same?", "Yes.", "Yes.")
     assert [pair.prompt for pair, _ in make(val_pairs=[*pairs, same]).val_audit.dropped] == ["Same?"]
@@ -368,6 +384,8 @@ def test_other_weights_need_another_reference(make, tmp_path, encoding, pairs):
     ("settings", "message"),
     [
         ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"steps": 1e3}, "steps is 1000.0; it must be a whole number"),
+        ({"steps": None}, "steps is None; it must be a whole number"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"grad_accum": 0}, "grad_accum is 0"),
         ({"eval_every": 0}, "eval_every is 0"),
@@ -412,7 +430,7 @@ def test_models_that_do_not_fit_are_refused(tiny_model, encoding, pairs, spoil, 
 
 
 def test_an_encoding_of_another_model_is_refused(tiny_model, pairs):
-    with pytest.raises(InputError, match=r"encoding 'bytes' has more tokens than the model \(257\)"):
+    with pytest.raises(InputError, match=r"'bytes' with 258 tokens, but the model's is .* 257; use load_tok"):
         DPOTrainer(tiny_model, byte_encoding(b"ab"), pairs, DPOConfig())
 
 

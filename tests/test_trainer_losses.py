@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -100,6 +101,16 @@ def test_an_sft_term_is_added(make):
     plain, tied = make(), make(loss_settings={"sft_weight": 0.5})
     start = [trainer.train(progress=False).rows[0]["loss"] for trainer in (plain, tied, make(loss="sft"))]
     assert start[1] == pytest.approx(start[0] + 0.5 * start[2], rel=1e-5)
+
+
+def test_ktos_cached_reference_knows_the_prompts_that_were_lent(tiny_model, encoding, tmp_path):
+    """A shorter max_length cuts no pair here, but a lent prompt."""
+    odd = [PreferencePair("p" * 30, "a", "b"), PreferencePair("q" * 5, "c" * 25, "d" * 20)]
+    for length in (60, 40):
+        config = DPOConfig(loss="kto", max_length=length, val_share=0.0, steps=1)
+        trainer = DPOTrainer(copy.deepcopy(tiny_model), encoding, odd, config, tmp_path)
+        assert all(len(e.chosen) in (2, 26) for e in trainer.training)
+        assert trainer._drift("training", [0, 1]) == pytest.approx(torch.zeros(4), abs=1e-5)
 
 
 def test_kto_measures_how_far_answers_to_other_prompts_have_drifted(make, tiny_model, encoding, pairs):
