@@ -9,7 +9,7 @@ NBVAL := --nbval --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --
 .PHONY: book pdf test notebooks records address format lock clean help
 
 book: $(READY)  ## Build the book into _build/html; a warning is an error
-	$(BIN)/jupyter-book build . -W --keep-going
+	$(BIN)/jupyter-book build . --all -W --keep-going
 
 pdf: book  ## Print the whole book into _build/book.pdf; needs Chromium
 	$(BIN)/python tools/pdf.py _build/html _build/book.pdf
