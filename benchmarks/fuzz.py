@@ -23,7 +23,8 @@ import kills
 from machine import provenance
 
 from dpo_core.checkpoint import list_checkpoints
-from dpo_core.course.labeling import Comparison, LabelSession
+from dpo_core.course.labeling import LabelSession
+from dpo_core.course.verdicts import Comparison
 from dpo_core.data import audit_pairs
 from dpo_core.errors import InputError
 from dpo_core.model import GPT

@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from tiny import byte_encoding
 
 from dpo_core.checkpoint import list_checkpoints, read_state
-from dpo_core.course.labeling import VERDICTS, Comparison, LabelSession
+from dpo_core.course.labeling import LabelSession
+from dpo_core.course.verdicts import VERDICTS, Comparison
 from dpo_core.lora import LoRAConfig, add_lora
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.pairs import PreferencePair

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import wraps
 from itertools import islice
 from pathlib import Path
@@ -60,19 +60,17 @@ from dpo_core.distributed import (
     whole,
     world_size,
 )
-from dpo_core.errors import InputError, shown
-from dpo_core.kto import mismatch
+from dpo_core.errors import InputError
+from dpo_core.kto import mismatched_pairs
 from dpo_core.logprobs import pair_logps, reference_logps
 from dpo_core.lora import adapter_off, adapters
 from dpo_core.losses import PairLogps
 from dpo_core.metrics import History, MetricSums, log_line, preference_metrics
 from dpo_core.model import GPT
 from dpo_core.precision import autocast, choose
-from dpo_core.tokenizer import check_encoding
+from dpo_core.refusals import check_folder, check_model, check_resumable, not_finite
 
 __all__ = ["DPOConfig", "DPOTrainer"]
-
-CHANGEABLE = ("steps", "learning_rate", "patience", "save_every", "parallel")  # what may differ when a run is resumed
 
 
 def _alone(train: Callable[..., History]) -> Callable[..., History]:
@@ -121,14 +119,10 @@ class DPOTrainer:
         self.model, self.encoding, self.config, self.loss = model, encoding, config, config.pair_loss()
         self.output = None if output is None else writable_folder(output)
         self.start = model.origin
-        if self.output and (self.output / "model.safetensors").exists():
-            raise InputError(
-                f"{self.output} holds a model, whose files the run would mix with; choose another --output"
-            )
-        if self.output and Path(self.start).is_absolute():
-            if Path(self.start).resolve().is_relative_to(self.output.resolve()):
-                raise InputError(f"{output} holds the model that training starts from; choose another --output")
-        max_length = _check_model(model, encoding, config)
+        if self.output:
+            check_folder(self.output, self.start)
+        check_model(model, encoding, config)
+        max_length = config.max_length or model.config.n_positions
         self.audit = audit_pairs(pairs, encoding, max_length)
         self.val_audit = None if val_pairs is None else audit_pairs(val_pairs, encoding, max_length)
         if self.val_audit is None:
@@ -139,7 +133,7 @@ class DPOTrainer:
             raise InputError("patience needs validation pairs; give some, or a val_share above 0")
         # Each answer under a prompt that is not its own, of which only kto wants to know.
         sets = {"training": self.training, "validation": self.validation} if config.loss == "kto" else {}
-        self.mismatched = {name: _mismatched(name, encoded, max_length) for name, encoded in sets.items()}
+        self.mismatched = {name: mismatched_pairs(name, encoded, max_length) for name, encoded in sets.items()}
         self.precision = choose(config.precision, model.device)
         if anywhere(self.precision == "float32"):
             self.precision = "float32"
@@ -347,17 +341,9 @@ class DPOTrainer:
             on_log(self.history)
 
     def _refuse_step(self, indices: list[int], losses: Tensor) -> NoReturn:
-        finite = losses.isfinite().tolist()
-        bad = [i for i, fine in zip(indices, finite) if not fine] or indices
+        bad = [i for i, fine in zip(indices, losses.isfinite().tolist()) if not fine] or indices
         self.optimizer.zero_grad()
-        first, places = self.training[bad[0]].pair, [self.training[i].pair.source for i in bad]
-        more = [f"... and {len(places) - 20} more"] if len(places) > 20 else []
-        texts = {name: shown(getattr(first, name), 60) for name in ("prompt", "chosen", "rejected")}
-        raise InputError(
-            f"loss or gradient of step {self.step + 1} is not finite, at {', '.join(places[:20] + more)}; the step was"
-            f" not taken; {self._save()}; lower the learning rate, or look at these pairs; the first one is"
-            f" {', '.join(f'{name} {text}' for name, text in texts.items())}"
-        )
+        raise not_finite(self.step + 1, [self.training[i].pair for i in bad], self._save())
 
     # Files
 
@@ -387,21 +373,7 @@ class DPOTrainer:
 
     def _restore(self, folder: Path) -> None:
         state = read_state(folder)
-        # Beta's way depends on the number of steps.
-        changeable = [name for name in CHANGEABLE if name != "steps" or self.config.beta_end is None]
-        changed = [
-            f"{name} is {value}, was {state['config'].get(name)}"
-            for name, value in asdict(self.config).items()
-            if name not in changeable and value != state["config"].get(name)
-        ]
-        if changed:
-            raise InputError(f"{folder} was written with other settings ({'; '.join(changed)}); resume with the same")
-        if (precision := state.get("precision", self.precision)) != self.precision:
-            raise InputError(
-                f"{folder} was computed in {precision}, this would be {self.precision}; resume where the run began"
-            )
-        if state["key"] != self.key:
-            raise InputError(f"{folder} was trained from other weights or on other data; resume with the same")
+        check_resumable(folder, state, self.config, self.precision, self.key)
         self.best = load_best(folder, self.model) if self.config.patience else None
         if self.config.patience and not self.best:
             raise InputError(
@@ -427,46 +399,3 @@ class DPOTrainer:
         }
         folder = save_checkpoint(self.output, self.step, self.model, self.optimizer, state, self.best)
         return f"saved as {folder}, from where train(resume=True), or --resume, goes on"
-
-
-def _mismatched(name: str, encoded: Sequence[EncodedPair], max_length: int) -> list[EncodedPair]:
-    """The pairs with their prompts exchanged; of a prompt for which there is no room the beginning is left out."""
-    try:
-        lenders = mismatch([e.pair.prompt for e in encoded])
-    except InputError as error:
-        raise InputError(f"{name} pairs: {error}; give more prompts, or another --val-share") from error
-    rooms = [max(1, max_length - max(len(e.chosen), len(e.rejected))) for e in encoded]
-    return [replace(e, prompt=encoded[j].prompt[-room:]) for e, j, room in zip(encoded, lenders, rooms)]
-
-
-def _check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> int:
-    """The length to train at; an error if the model cannot be trained so."""
-    positions = model.config.n_positions
-    if model.config.dropout:
-        raise InputError(f"the model has dropout {model.config.dropout}; DPO compares log-probs, so it must be 0")
-    check_encoding(encoding, model.config.tokenizer, model.config.vocab_size)
-    if config.max_length and config.max_length > positions:
-        raise InputError(f"max_length is {config.max_length}, but the model has {positions} positions; lower it")
-    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
-        raise InputError("the model is not in float32, in which small updates survive; call model.float() first")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError("no parameter of the model requires a gradient; call model.requires_grad_() first")
-    if adapters(model) and any(p.requires_grad and ".lora_" not in name for name, p in model.named_parameters()):
-        raise InputError(
-            "the model has an adapter, and other weights require a gradient, too, which no checkpoint of it would hold;"
-            " freeze them, or merge_lora(model) to train all"
-        )
-    if config.reference == "adapter_off":
-        if not adapters(model):
-            raise InputError("reference is adapter_off, but the model has no adapter; add_lora(model) gives it one")
-        if any(layer.lora_B.any() for layer in adapters(model).values()):
-            raise InputError(
-                "reference is adapter_off, but the adapter is trained already: without it the model is not what"
-                " training starts from; merge it and add a new one (merge_lora, add_lora), or take the cached reference"
-            )
-    if config.batch_size * config.grad_accum < world_size():
-        raise InputError(
-            f"{world_size()} processes for the {config.batch_size * config.grad_accum} pairs of a step (batch_size x"
-            " grad_accum); start fewer processes, or raise --batch-size"
-        )
-    return config.max_length or positions

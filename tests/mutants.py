@@ -240,7 +240,7 @@ MUTANTS = [
         "self.model.load_state_dict(self.best, strict=False)", "pass",
     ),
     mutant(
-        "dropout is not refused", "trainer.py", "trainer",
+        "dropout is not refused", "refusals.py", "trainer",
         "if model.config.dropout:", "if False:",
     ),
     mutant(
@@ -253,24 +253,126 @@ MUTANTS = [
     ),
     mutant(
         "every loss is DPO's", "config.py", "trainer_losses",
-        "choose_loss(name, **", "choose_loss('sigmoid', **",
+        'choose_loss("cdpo" if self.loss == "sigmoid" and smoothing else self.loss, **settings)',
+        'choose_loss("cdpo" if smoothing else "sigmoid", **smoothing)',
     ),
     mutant(
         "label smoothing does not reach the loss", "config.py", "trainer_losses",
-        "(smoothing | self.loss_settings)", "self.loss_settings",
+        "settings = smoothing | self.loss_settings", "settings = self.loss_settings",
     ),
     mutant(
-        "kto's reference point is of the answers' own prompts", "trainer.py", "trainer_losses",
+        "kto's reference point is of the answers' own prompts", "kto.py", "trainer_losses",
         "prompt=encoded[j].prompt[-room:]", "prompt=e.prompt[-room:]",
     ),
     mutant(
         "kto's reference point never moves", "trainer.py", "trainer_losses",
         "(now - self.reference[", "(0 * now * self.reference[",
     ),
+    # What was paid for: runs, checkpoints, labels
+    mutant(
+        "an older model passes for an unfinished run's", "cli.py", "cli",
+        "if of_run and began and finished and began != finished:", "if False:",
+    ),
+    mutant(
+        "a run does not say on which pairs", "trainer.py", "cli",
+        '{"start": self.start, "key": self.key} |', '{"start": self.start} |',
+    ),
+    mutant(
+        "a run may be written into a model's folder", "refusals.py", "cli",
+        'if (output / "model.safetensors").exists():', "if False:",
+    ),
+    mutant(
+        "a model may be written into a run's folder", "cli.py", "cli",
+        'if (out / "final").is_dir() or list_checkpoints(out):', "if False:",
+    ),
+    mutant(
+        "a fine-tuned model forgets its start", "cli.py", "cli",
+        'write_json(args.output / "training.json", {"start": began})', "pass",
+    ),
+    mutant(
+        "stale best weights come back", "trainer.py", "trainer",
+        "load_best(folder, self.model) if self.config.patience else None", "load_best(folder, self.model)",
+    ),
+    mutant(
+        "a checkpoint may have lost all moments", "checkpoint.py", "faults",
+        "if tensors or stepped else []", "if tensors else []",
+    ),
+    mutant(
+        "moments may be no numbers", "checkpoint.py", "faults",
+        "or not tensor.is_floating_point() or not tensor.isfinite().all()", "or not tensor.is_floating_point()",
+    ),
+    mutant(
+        "a checkpoint may be of any step", "checkpoint.py", "faults",
+        'if not isinstance(steps, int) or not 0 <= state["step"] <= steps:', "if False:",
+    ),
+    mutant(
+        "a trained model bears the old name", "trainer.py", "trainer",
+        'self.model.source = ""  # it is no longer', "pass  # it is no longer",
+    ),
+    mutant(
+        "a merged model bears the old name", "lora.py", "lora",
+        'model.source = ""  # no folder', "pass  # no folder",
+    ),
+    mutant(
+        "other weights may be trained beside an adapter", "refusals.py", "lora",
+        "if adapters(model) and any(p.requires_grad", "if False and any(p.requires_grad",
+    ),
+    mutant("an adapter may have any rank", "lora.py", "lora", 'if raw["r"] > largest:', "if False:"),
+    mutant(
+        "another model's encoding is taken", "tokenizer.py", "trainer generate",
+        "encoding.name in set(ENCODINGS) - {name} or encoding.n_vocab", "encoding.n_vocab",
+    ),
+    mutant(
+        "kto's cache does not know the lent prompts", "trainer.py", "trainer_losses",
+        "self.validation, *self.mismatched.values()], settings)", "self.validation], settings)",
+    ),
+    mutant(
+        "numbers of steps may be broken", "config.py", "trainer",
+        'self._require(name, "a whole number", lambda value: type(value) is int)', "pass",
+    ),
+    mutant(
+        "pairs by hand are written over the file", "cli.py", "cli",
+        "add_pair(args.output, pair)", "save_pairs(args.output, pairs)",
+    ),
+    mutant(
+        "pairs are written under a packed name", "cli.py", "cli", 'if args.output.suffix == ".gz":', "if False:",
+    ),
+    mutant("an evaluation hides what it drops", "cli.py", "cli", "    print(audit.report())\n    kept", "    kept"),
+    mutant(
+        "votes are dropped as repeats", "data.py", "data",
+        '"repeats an earlier pair": pair in seen and not contested', '"repeats an earlier pair": pair in seen',
+    ),
+    mutant(
+        "an empty answer is kept", "data.py", "data",
+        "min(len(encoded.chosen), len(encoded.rejected)) < 2", "min(len(encoded.chosen), len(encoded.rejected)) < 1",
+    ),
+    mutant(
+        "a further turn goes unnoticed", "data.py", "data", 'any("\\n\\nHuman:" in a', 'any("\\n\\nNobody:" in a',
+    ),
+    mutant(
+        "bad answers are learned", "sft.py", "pretrain", 'if record.get("label") is False:', "if False:",
+    ),
+    mutant(
+        "documents without an answer are trained on", "pretrain.py", "pretrain",
+        "documents = [d for d in documents if len(d.ids) > d.start]", "documents = list(documents)",
+    ),
+    mutant(
+        "a schedule's evaluations are compared", "diagnose.py", "diagnose",
+        "> 1:\n            # Evaluations keep", "> 99:\n            # Evaluations keep",
+    ),
+    mutant(
+        "all wins end below 1", "evaluate.py", "evaluate",
+        "1.0 if wins == n else (centre + half) / scale", "(centre + half) / scale",
+    ),
+    mutant(
+        "a history's step may be endless", "metrics.py", "metrics",
+        "AttributeError, OverflowError, RecursionError)", "AttributeError)",
+    ),
+    mutant("no bar is shown", "generate.py", "generate", "disable=few or None", "disable=True"),
     # LoRA
     mutant("the adapter stays on in the reference", "lora.py", "lora", "        layer.on = False\n", "        pass\n"),
     mutant(
-        "a trained adapter may be switched off for the reference", "trainer.py", "lora trainer",
+        "a trained adapter may be switched off for the reference", "refusals.py", "lora trainer",
         "if any(layer.lora_B.any() for layer in adapters(model).values()):", "if False:",
     ),
     mutant(

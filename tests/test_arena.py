@@ -10,7 +10,7 @@ from test_labeling import press
 from test_widgets import node
 
 from dpo_core.course.arena import ArenaSession, contest
-from dpo_core.course.labeling import Comparison
+from dpo_core.course.verdicts import Comparison
 from dpo_core.course.widgets.arena import Arena
 from dpo_core.errors import InputError
 from dpo_core.evaluate import wilson_interval, win_rate

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from dpo_core.cli import main
 from dpo_core.collect import ask_which
-from dpo_core.course.labeling import Comparison, LabelSession, file_comparisons
+from dpo_core.course.labeling import LabelSession
+from dpo_core.course.verdicts import Comparison, file_comparisons
 from dpo_core.errors import InputError, printable, shown
 from dpo_core.generate import Generation
 from dpo_core.lora import add_lora, save_adapter

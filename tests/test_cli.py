@@ -177,6 +177,26 @@ def test_a_fine_tuned_model_knows_its_start(here, run, refused, model, pairs):
     assert "pocket was not trained here; name what to compare with: --compare MODEL" in refused(*asked)
 
 
+def test_an_evaluation_says_what_it_drops(here, run, model, pairs):
+    save_pairs("more.jsonl", [*load_pairs(pairs), PreferencePair("Same?", "Yes.", "Yes.")])
+    out = run("evaluate", "--model", model, "--reference", model, "--data", "more.jsonl", "--questions", 2)
+    assert "12 pairs kept, 1 dropped" in out
+
+
+def test_pairs_are_not_written_under_a_packed_name(here, refused):
+    assert "new.jsonl.gz: pairs are written unpacked; leave .gz out of the name" in refused(
+        "data", "--output", "new.jsonl.gz"
+    )
+
+
+def test_examples_without_room_for_an_answer_are_counted(here, run, model):
+    record = {"prompt": "why " * 400, "completion": "Because."}
+    good = {"prompt": "Why?", "completion": "Because."}
+    (here / "examples.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(good))
+    out = run("sft", "--data", "examples.jsonl", "--model", model, "--output", "tuned")
+    assert "1 of 2 examples have no room for an answer and are left out" in out
+
+
 def test_validation_pairs_are_reported(here, run, model, pairs):
     first = load_pairs(pairs)[0]
     shared = [PreferencePair(first.prompt.upper(), "One.", "Two."), PreferencePair("New?", "One.", "Two.")]

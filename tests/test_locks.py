@@ -14,7 +14,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import kills
 
 from dpo_core.checkpoint import sole_use
-from dpo_core.course.labeling import Comparison, LabelSession
+from dpo_core.course.labeling import LabelSession
+from dpo_core.course.verdicts import Comparison
 from dpo_core.errors import InputError
 from dpo_core.files import FileLock
 

@@ -10,7 +10,8 @@ from tiny import byte_encoding
 from dpo_core.data import PreferencePair
 from dpo_core.errors import InputError
 from dpo_core.metrics import History
-from dpo_core.model import GPT
+from dpo_core.model import GPT, GPTConfig
+from dpo_core.tokenizer import load_tokenizer
 from dpo_core.trainer import DPOConfig, DPOTrainer
 
 
@@ -432,6 +433,14 @@ def test_models_that_do_not_fit_are_refused(tiny_model, encoding, pairs, spoil, 
 def test_an_encoding_of_another_model_is_refused(tiny_model, pairs):
     with pytest.raises(InputError, match=r"'bytes' with 258 tokens, but the model's is .* 257; use load_tok"):
         DPOTrainer(tiny_model, byte_encoding(b"ab"), pairs, DPOConfig())
+
+
+def test_nor_is_a_smaller_one_taken_for_the_models(pairs):
+    """Ids below the vocabulary's size would be read as other tokens, and nothing would show it."""
+    encoding = load_tokenizer("pocket")
+    model = GPT(GPTConfig(encoding.n_vocab + 1, 64, 16, 1, 2, tokenizer="gpt2"))
+    with pytest.raises(InputError, match=r"the encoding is 'pocket' with 4096 tokens, but the model's is 'gpt2'"):
+        DPOTrainer(model, encoding, pairs, DPOConfig())
 
 
 def test_an_unwritable_folder_is_found_out_before_any_work(make, tmp_path, monkeypatch):

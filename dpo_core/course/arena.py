@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dpo_core.course.labeling import Comparison, LabelSession
+from dpo_core.course.labeling import LabelSession
+from dpo_core.course.verdicts import Comparison
 from dpo_core.errors import InputError
 from dpo_core.evaluate import WinRate, win_rate
 from dpo_core.generate import Generation

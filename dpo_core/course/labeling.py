@@ -1,4 +1,4 @@
-"""Labelling by hand: which of two answers is better, in blind order, each verdict on disk before the next question.
+"""A labelling session: which of two answers is better, in blind order, each verdict on disk before the next question.
 
 A session is one JSONL file of events that is only ever added to: settings, comparisons, verdicts, undos. Opening it
 again replays them, so whatever was decided before a crash is there. Nothing here needs a front end;
@@ -15,70 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_core.collect import answer_twice
 from dpo_core.course.locked_log import LockedLog
+from dpo_core.course.verdicts import OTHER, VERDICTS, Agreement, Comparison, Verdict, agreement, labelled
 from dpo_core.errors import InputError, shown
-from dpo_core.evaluate import wilson_interval
 from dpo_core.files import now
-from dpo_core.model import GPT
-from dpo_core.pairs import load_pairs, write_jsonl
+from dpo_core.pairs import write_jsonl
 
-__all__ = [
-    "VERDICTS",
-    "Agreement",
-    "Comparison",
-    "LabelSession",
-    "Turn",
-    "Verdict",
-    "file_comparisons",
-    "sampled_comparisons",
-]
-
-VERDICTS = ("left", "right", "tie", "skip")
-OTHER = {"first": "second", "second": "first"}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A prompt and two answers to choose from."""
-
-    prompt: str
-    first: str
-    second: str
-    source: str = ""  # where it is from, for the record; never shown
-
-
-def file_comparisons(path: str | Path) -> list[Comparison]:
-    """The pairs of a file, to be judged anew; which answer the file prefers is not shown.
-
-    Args:
-        path: what ``load_pairs`` reads.
-    Returns:
-        One comparison a pair: the chosen answer first, as the sides are drawn later.
-    Raises:
-        InputError: as ``load_pairs``.
-
-    >>> from importlib.resources import files
-    >>> file_comparisons(str(files("dpo_core.pocket") / "guide_pairs.jsonl"))[1].prompt
-    'What is the capital of France?'
-    """
-    return [Comparison(pair.prompt, pair.chosen, pair.rejected, pair.source) for pair in load_pairs(path)]
-
-
-def sampled_comparisons(model: GPT, prompts: Sequence[str], seed: int) -> list[Comparison]:
-    """Two answers of a model to each prompt, sampled at temperature 1; prompts whose answers are the same are left out.
-
-    Args:
-        model: who answers.
-        prompts: what is asked.
-        seed: of the sampling.
-
-    >>> found = sampled_comparisons(GPT.from_pretrained("pocket"), ["Why is the sky blue?"], seed=0)
-    >>> found[0].source
-    'samples of pocket, seed 0'
-    """
-    source = f"samples of {model.source or 'a model'}, seed {seed}"
-    return [Comparison(a.prompt, a.text, b.text, source) for a, b in answer_twice(model, prompts, seed)]
+__all__ = ["LabelSession", "Turn"]
 
 
 @dataclass(frozen=True)
@@ -89,51 +32,6 @@ class Turn:
     left: str
     right: str
     second_pass: bool
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One decision."""
-
-    pair: int  # index among the session's comparisons
-    second_pass: bool
-    left: str  # which answer stood on the left, "first" or "second"
-    verdict: str  # one of VERDICTS
-    at: str  # UTC
-
-    @property
-    def preferred(self) -> str:
-        """``first``, ``second``, ``tie`` or ``skip``: the verdict without the sides."""
-        sides = {"left": self.left, "right": OTHER.get(self.left, "")}
-        return sides.get(self.verdict, self.verdict)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How often the second verdict was the first one's, with the 95 % Wilson interval.
-
-    ``kappa`` is Cohen's (1960): the share of the way from what two passes with these habits (so many left, right and
-    ties) would agree on by chance to full agreement. Sides are those of the first pass, which were drawn, so a kappa
-    of 0 is what a coin reaches. It is None where chance alone already agrees on everything.
-    """
-
-    n: int  # pairs judged twice, skips left out
-    agreed: int
-    low: float
-    high: float
-    kappa: float | None
-
-    @property
-    def share(self) -> float:
-        """Of pairs with the same verdict twice."""
-        return self.agreed / self.n
-
-    def __str__(self) -> str:
-        kappa = "not defined" if self.kappa is None else f"{self.kappa:.2f}"
-        return (
-            f"the same verdict twice on {self.agreed} of {self.n} pairs:"
-            f" {self.share:.2f} [{self.low:.2f}, {self.high:.2f}], kappa {kappa}"
-        )
 
 
 class LabelSession:
@@ -150,6 +48,7 @@ class LabelSession:
             cannot be written, or there is nothing to judge.
 
     >>> import tempfile
+    >>> from dpo_core.pairs import load_pairs
     >>> folder = tempfile.TemporaryDirectory()
     >>> path = Path(folder.name) / "labels.jsonl"
     >>> with LabelSession(path, [Comparison("Why?", "Because.", "No."), Comparison("Who?", "Me.", "You.")]) as session:
@@ -285,18 +184,7 @@ class LabelSession:
 
     def agreement(self) -> Agreement | None:
         """How often the second pass agrees with the first, or None before any pair was judged twice."""
-        first = {verdict.pair: verdict for verdict in self.verdicts if not verdict.second_pass}
-        twice = [(first[v.pair], v) for v in self.verdicts if v.second_pass and v.pair in first]
-        judged = [(a, b) for a, b in twice if "skip" not in (a.verdict, b.verdict)]
-        if not judged:
-            return None
-        n, agreed = len(judged), sum(a.preferred == b.preferred for a, b in judged)
-        # In terms of the first pass's sides; the second pass's are the other way round.
-        exchanged = {"left": "right", "right": "left", "tie": "tie"}
-        habits = Counter(a.verdict for a, _ in judged), Counter(exchanged[b.verdict] for _, b in judged)
-        chance = sum(habits[0][side] * habits[1][side] for side in exchanged) / n**2
-        kappa = None if chance == 1 else (agreed / n - chance) / (1 - chance)
-        return Agreement(n, agreed, *wilson_interval(agreed, n), kappa)
+        return agreement(self.verdicts)
 
     def export(self, path: str | Path | None = None) -> Path:
         """Write the preferences as ``prompt``, ``chosen``, ``rejected`` with, under ``label``, where each is from.
@@ -313,35 +201,10 @@ class LabelSession:
         path = self.path.with_suffix(".pairs.jsonl") if path is None else Path(path)
         if path.resolve() == self.path.resolve():
             raise InputError(f"{path} is the session's own file; export to another")
-        if not (records := self._records()):
+        if not (records := labelled(self.comparisons, self.verdicts, self.settings)):
             raise InputError("no pair has a preferred answer yet, so there is nothing to export")
         write_jsonl(path, records)
         return path
-
-    def _records(self) -> list[dict[str, Any]]:
-        """Exported lines."""
-        judged: dict[int, list[Verdict]] = {}
-        for verdict in self.verdicts:
-            if verdict.verdict != "skip":
-                judged.setdefault(verdict.pair, []).append(verdict)
-        records = []
-        for pair, verdicts in sorted(judged.items()):
-            preferred = {verdict.preferred for verdict in verdicts}
-            if len(preferred) > 1 or preferred == {"tie"}:
-                continue
-            comparison, last = self.comparisons[pair], verdicts[-1]
-            chosen = last.preferred
-            label = {
-                "labeller": self.settings["labeller"],
-                "at": last.at,
-                "left": "chosen" if last.left == chosen else "rejected",
-                "times": len(verdicts),
-                "source": comparison.source,
-                "rubric": self.settings["rubric"],
-            }
-            texts = {"chosen": getattr(comparison, chosen), "rejected": getattr(comparison, OTHER[chosen])}
-            records.append({"prompt": comparison.prompt, **texts, "label": label})
-        return records
 
     # The file
 

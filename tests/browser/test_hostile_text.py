@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dpo_core.course.labeling import Comparison
+from dpo_core.course.verdicts import Comparison
 from dpo_core.course.widgets.dashboard import live_view
 from dpo_core.course.widgets.explorers import BetaExplorer
 from dpo_core.course.widgets.pair_labeler import PairLabeler

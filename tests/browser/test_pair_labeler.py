@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dpo_core.course.labeling import Comparison
+from dpo_core.course.verdicts import Comparison
 from dpo_core.course.widgets.pair_labeler import PairLabeler
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -34,7 +34,7 @@ ATTACKS = [
 CELL = """
 import json, os
 from pathlib import Path
-from dpo_core.course.labeling import Comparison
+from dpo_core.course.verdicts import Comparison
 from dpo_core.course.widgets.pair_labeler import PairLabeler
 Path("pid").write_text(str(os.getpid()))
 attacks = json.loads(Path("attacks.json").read_text())

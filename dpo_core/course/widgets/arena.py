@@ -25,7 +25,7 @@ class Arena(PairLabeler):
 
     >>> import tempfile
     >>> from pathlib import Path
-    >>> from dpo_core.course.labeling import Comparison
+    >>> from dpo_core.course.verdicts import Comparison
     >>> folder = tempfile.TemporaryDirectory()
     >>> arena = Arena(Path(folder.name) / "contest.jsonl", [Comparison("Why?", "Because.", "No.", "a against b")])
     >>> arena.session.decide("tie")

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import anywidget
 import traitlets
 
-from dpo_core.course.labeling import VERDICTS, Comparison, LabelSession, Turn
+from dpo_core.course.labeling import LabelSession, Turn
+from dpo_core.course.verdicts import VERDICTS, Comparison
 from dpo_core.course.widgets.embed import IMPORT, embed
 from dpo_core.errors import InputError
 

@@ -1,0 +1,119 @@
+"""What ``DPOTrainer`` refuses: models, folders and checkpoints that do not fit, and a step that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import torch
+
+from dpo_core.config import DPOConfig
+from dpo_core.distributed import world_size
+from dpo_core.errors import InputError, shown
+from dpo_core.lora import adapters
+from dpo_core.model import GPT
+from dpo_core.pairs import PreferencePair
+from dpo_core.tokenizer import check_encoding
+
+__all__ = ["check_folder", "check_model", "check_resumable", "not_finite"]
+
+CHANGEABLE = ("steps", "learning_rate", "patience", "save_every", "parallel")  # what may differ when a run is resumed
+
+
+def check_folder(output: Path, start: str) -> None:
+    """Whether a run may write there.
+
+    Args:
+        output: the run's folder.
+        start: the model that training begins from, ``model.origin``.
+    Raises:
+        InputError: a model is there, this one or another.
+    """
+    if (output / "model.safetensors").exists():
+        raise InputError(f"{output} holds a model, whose files the run would mix with; choose another --output")
+    if Path(start).is_absolute() and Path(start).resolve().is_relative_to(output.resolve()):
+        raise InputError(f"{output} holds the model that training starts from; choose another --output")
+
+
+def check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> None:
+    """Whether a model can be trained with these settings.
+
+    Raises:
+        InputError: it has dropout, is not in float32 or all frozen, its adapter or encoding does not fit, the length is
+            more than it has positions, or there are more processes than pairs in a step.
+    """
+    positions = model.config.n_positions
+    if model.config.dropout:
+        raise InputError(f"the model has dropout {model.config.dropout}; DPO compares log-probs, so it must be 0")
+    check_encoding(encoding, model.config.tokenizer, model.config.vocab_size)
+    if config.max_length and config.max_length > positions:
+        raise InputError(f"max_length is {config.max_length}, but the model has {positions} positions; lower it")
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        raise InputError("the model is not in float32, in which small updates survive; call model.float() first")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("no parameter of the model requires a gradient; call model.requires_grad_() first")
+    if adapters(model) and any(p.requires_grad and ".lora_" not in name for name, p in model.named_parameters()):
+        raise InputError(
+            "the model has an adapter, and other weights require a gradient, too, which no checkpoint of it would hold;"
+            " freeze them, or merge_lora(model) to train all"
+        )
+    if config.reference == "adapter_off":
+        if not adapters(model):
+            raise InputError("reference is adapter_off, but the model has no adapter; add_lora(model) gives it one")
+        if any(layer.lora_B.any() for layer in adapters(model).values()):
+            raise InputError(
+                "reference is adapter_off, but the adapter is trained already: without it the model is not what"
+                " training starts from; merge it and add a new one (merge_lora, add_lora), or take the cached reference"
+            )
+    if config.batch_size * config.grad_accum < world_size():
+        raise InputError(
+            f"{world_size()} processes for the {config.batch_size * config.grad_accum} pairs of a step (batch_size x"
+            " grad_accum); start fewer processes, or raise --batch-size"
+        )
+
+
+def check_resumable(folder: Path, state: dict[str, Any], config: DPOConfig, precision: str, key: str) -> None:
+    """Whether a run with these settings goes on from a checkpoint.
+
+    Args:
+        folder: the checkpoint, for the message.
+        state: what ``read_state`` found in it.
+        config: the settings now; steps, rate, patience and what is saved may be others.
+        precision: in which would be computed now.
+        key: of weights and data now, ``fingerprint``.
+    Raises:
+        InputError: the checkpoint is of another run.
+    """
+    # Beta's way depends on the number of steps.
+    changeable = [name for name in CHANGEABLE if name != "steps" or config.beta_end is None]
+    changed = [
+        f"{name} is {value}, was {state['config'].get(name)}"
+        for name, value in asdict(config).items()
+        if name not in changeable and value != state["config"].get(name)
+    ]
+    if changed:
+        raise InputError(f"{folder} was written with other settings ({'; '.join(changed)}); resume with the same")
+    if (before := state.get("precision", precision)) != precision:
+        raise InputError(f"{folder} was computed in {before}, this would be {precision}; resume where the run began")
+    if state["key"] != key:
+        raise InputError(f"{folder} was trained from other weights or on other data; resume with the same")
+
+
+def not_finite(step: int, pairs: Sequence[PreferencePair], saved: str) -> InputError:
+    """The error of a step whose loss or gradient is not finite.
+
+    Args:
+        step: its number.
+        pairs: those with such a loss; all of the step, if it is the gradient alone.
+        saved: what became of the run.
+    """
+    places = [pair.source for pair in pairs]
+    more = [f"... and {len(places) - 20} more"] if len(places) > 20 else []
+    first = ", ".join(f"{name} {shown(getattr(pairs[0], name), 60)}" for name in ("prompt", "chosen", "rejected"))
+    return InputError(
+        f"loss or gradient of step {step} is not finite, at {', '.join(places[:20] + more)}; the step was not taken;"
+        f" {saved}; lower the learning rate, or look at these pairs; the first one is {first}"
+    )
