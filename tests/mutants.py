@@ -445,6 +445,11 @@ MUTANTS = [
         "odd tokens are odd to the policy", "watch.py", "diagnose",
         "token_logps(_next_logits(reference, prompt, ids)", "token_logps(_next_logits(model, prompt, ids)",
     ),
+    # The pocket world
+    mutant(
+        "all bad styles are rejected alike", "pocket/corpus.py", "pocket",
+        "weights=habits)[0]", "k=1)[0]",
+    ),
 ]  # fmt: skip
 
 

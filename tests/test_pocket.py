@@ -310,6 +310,16 @@ def test_contrasting_answers_tell_the_same_few_facts():
     assert max(map(told, same)) == 5 < max(map(told, other))
 
 
+def test_contrast_rejects_a_style_as_often_as_the_model_was_taught_it():
+    """Rude remarks make out a quarter of the bad answers about topics, needless refusals a twentieth."""
+    drawn = preference_pairs(1500, seed=3, judge=JUDGE, contrast=True)
+    topics = [p for p in drawn if (q := _asked()[_words(p.prompt)]).kind == "topic" and not q.about.held_out]
+    seen = [JUDGE.features(pair.prompt, pair.rejected) for pair in topics]
+    for style, share in (("rude", sum(f.rude > 0 for f in seen)), ("unwilling", sum(f.needless > 0 for f in seen))):
+        taught = STYLES["topic"][style][0] / (1 - STYLES["topic"]["detailed"][0])
+        assert share / len(seen) == pytest.approx(taught, abs=4 * math.sqrt(taught / len(seen))), style
+
+
 def test_noise_turns_some_pairs_round():
     drawn = preference_pairs(400, seed=1, judge=JUDGE, noise=2.0)
     turned = sum(JUDGE.score(p.prompt, p.chosen) < JUDGE.score(p.prompt, p.rejected) for p in drawn)

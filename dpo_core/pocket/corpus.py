@@ -213,10 +213,15 @@ def _typed(rng: random.Random, text: str) -> str:
     return text[0].lower() + text[1:] if rng.random() < 0.1 else text
 
 
+@lru_cache
+def _of_kind(kind: str, held_out: bool | None) -> list[Question]:
+    return [q for q in questions(held_out) if q.kind == kind]
+
+
 def _pick(rng: random.Random, held_out: bool | None) -> Question:
     # By kind first, so that the many topic questions do not crowd out lists and unsafe requests.
     kind = rng.choices(["topic", "list", "unsafe"], weights=[0.7, 0.15, 0.15])[0]
-    return rng.choice([q for q in questions(held_out) if q.kind == kind])
+    return rng.choice(_of_kind(kind, held_out))
 
 
 def dialogues(seed: int, held_out: bool | None = None) -> Iterator[Dialogue]:
@@ -272,9 +277,10 @@ def preference_pairs(
         held_out: about the held-out matters instead of the others.
         longer_chosen: the share of pairs in which the chosen answer shall be the longer one; as it comes if None.
         contrast: whether the two shall tell the same few facts and differ in style: an answer in every style is
-            written, and the best is set against any other. What a pair's answers have in common teaches nothing, and
-            disturbs nothing (D'Oosterlinck et al. 2024, https://arxiv.org/abs/2408.06266). Else two answers are drawn
-            as the model learned to give them.
+            written, and the best is set against another, of a style drawn as often as the model learned it, so that
+            most is rejected of what it does most. What a pair's answers have in common teaches nothing, and disturbs
+            nothing (D'Oosterlinck et al. 2024, https://arxiv.org/abs/2408.06266). Else two answers are drawn as the
+            model learned to give them.
 
     >>> from dpo_core.pocket.judge import PocketJudge
     >>> pair = preference_pairs(1, seed=0, judge=PocketJudge())[0]
@@ -289,12 +295,12 @@ def preference_pairs(
         prompt = _typed(rng, question.text)
         if contrast:
             told = replace(question, about=_few_facts(rng, question.about))
-            drawn = [_answer(rng, told, style) for style in STYLES[question.kind]]
+            by_style = {style: _answer(rng, told, style) for style in STYLES[question.kind]}
+            first = by_style.pop(max(by_style, key=lambda style: judge.score(question.text, by_style[style])))
+            habits = [STYLES[question.kind][style][0] for style in by_style]
+            second = rng.choices(list(by_style.values()), weights=habits)[0]
         else:
-            drawn = [_answer(rng, question, _style(rng, question)) for _ in range(2)]
-        first = max(drawn, key=lambda answer: judge.score(question.text, answer))
-        drawn.remove(first)
-        second = rng.choice(drawn)
+            first, second = (_answer(rng, question, _style(rng, question)) for _ in range(2))
         verdict = judge.prefers(question.text, first, second, noise, rng)
         if verdict == 0 or first == second:
             continue
