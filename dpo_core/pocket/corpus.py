@@ -300,7 +300,10 @@ def preference_pairs(
             habits = [STYLES[question.kind][style][0] for style in by_style]
             second = rng.choices(list(by_style.values()), weights=habits)[0]
         else:
-            first, second = (_answer(rng, question, _style(rng, question)) for _ in range(2))
+            drawn = [_answer(rng, question, _style(rng, question)) for _ in range(2)]
+            first = max(drawn, key=lambda answer: judge.score(question.text, answer))
+            drawn.remove(first)
+            second = rng.choice(drawn)
         verdict = judge.prefers(question.text, first, second, noise, rng)
         if verdict == 0 or first == second:
             continue
