@@ -448,7 +448,7 @@ MUTANTS = [
     # The pocket world
     mutant(
         "all bad styles are rejected alike", "pocket/corpus.py", "pocket",
-        "weights=habits)[0]", "k=1)[0]",
+        "rng.choices(drawn, [styles[style][0] for style, _ in drawn])[0] if contrast", "rng.choice(drawn) if contrast",
     ),
 ]  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -293,17 +293,16 @@ def preference_pairs(
     while len(pairs) < count:
         question = _pick(rng, held_out)
         prompt = _typed(rng, question.text)
+        styles, told = STYLES[question.kind], question
+        wanted: Iterable[str] = (_style(rng, question) for _ in range(2))
         if contrast:
-            told = replace(question, about=_few_facts(rng, question.about))
-            by_style = {style: _answer(rng, told, style) for style in STYLES[question.kind]}
-            first = by_style.pop(max(by_style, key=lambda style: judge.score(question.text, by_style[style])))
-            habits = [STYLES[question.kind][style][0] for style in by_style]
-            second = rng.choices(list(by_style.values()), weights=habits)[0]
-        else:
-            drawn = [_answer(rng, question, _style(rng, question)) for _ in range(2)]
-            first = max(drawn, key=lambda answer: judge.score(question.text, answer))
-            drawn.remove(first)
-            second = rng.choice(drawn)
+            wanted, told = styles, replace(question, about=_few_facts(rng, question.about))
+        drawn = [(style, _answer(rng, told, style)) for style in wanted]
+        best = max(drawn, key=lambda answer: judge.score(question.text, answer[1]))
+        drawn.remove(best)
+        # Of two only one is left; that it is drawn all the same keeps the pairs of recorded runs.
+        other = rng.choices(drawn, [styles[style][0] for style, _ in drawn])[0] if contrast else rng.choice(drawn)
+        first, second = best[1], other[1]
         verdict = judge.prefers(question.text, first, second, noise, rng)
         if verdict == 0 or first == second:
             continue
