@@ -1,4 +1,4 @@
-"""Rebuild the shipped pocket model: vocabulary, training, samples, model card.
+"""Rebuild the shipped pocket model: vocabulary, training in two stages, samples, model card.
 
 Run as ``python -m dpo_core pocket --output FOLDER``. The same seed and machine give the same files.
 """
@@ -38,18 +38,20 @@ class PocketRecipe:
 
     seed: int = 0
     vocabulary_dialogues: int = 40_000  # text from which the vocabulary is learned
-    training_dialogues: int = 600_000  # each is seen once
+    school_dialogues: int = 600_000  # each is seen once
+    habit_dialogues: int = 30_000  # as above, but in the shares of styles that the model shall answer in
     validation_dialogues: int = 1_000
     samples: int = 1_000  # answers drawn to measure how well formed they are
-    wanted_parsed: float = 0.98  # share of answers that the judge has to parse
+    wanted_parsed: float = 0.99  # share of answers that the judge has to parse
     vocab_size: int = 4096
     n_positions: int = 512
     n_embd: int = 224
     n_layer: int = 4
     n_head: int = 7
-    training: LMConfig = field(
+    school: LMConfig = field(
         default_factory=lambda: LMConfig(tokens_per_batch=4096, learning_rate=3e-3, optimizer="muon", precision="auto")
     )
+    habits: LMConfig = field(default_factory=lambda: LMConfig(tokens_per_batch=4096, learning_rate=3e-4))
 
 
 def dialogue_text(dialogue: Dialogue) -> str:
@@ -64,11 +66,11 @@ def learn_vocabulary(recipe: PocketRecipe) -> dict[bytes, int]:
     return learn_bpe(words, recipe.vocab_size - 1)
 
 
-def documents(encoding: tiktoken.Encoding, seed: int, count: int) -> list[Document]:
+def documents(encoding: tiktoken.Encoding, seed: int, count: int, habits: bool) -> list[Document]:
     """Dialogues as token ids, each closed by the end-of-text token."""
     return [
         Document([*encoding.encode_ordinary(dialogue_text(d)), encoding.eot_token])
-        for d in itertools.islice(dialogues(seed), count)
+        for d in itertools.islice(dialogues(seed, habits=habits), count)
     ]
 
 
@@ -95,21 +97,30 @@ def build_pocket(recipe: PocketRecipe, folder: Path, progress: bool = True) -> d
     model = GPT(GPTConfig(**shape, tokenizer="pocket"))
     if torch.cuda.is_available():
         model.cuda()
-    train = documents(encoding, recipe.seed + 1, recipe.training_dialogues)
-    losses = train_lm(model, train, recipe.training, progress)
     record = {
         "recipe": asdict(recipe),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "training_tokens": sum(len(d.ids) for d in train),
-        "training_steps": len(losses),
-        "training_loss_last_100": sum(losses[-100:]) / len(losses[-100:]),
-        "validation_loss": validation_loss(model, encoding, recipe),
+        "school": _learn(model, encoding, recipe, habits=False, progress=progress),
+        "habits": _learn(model, encoding, recipe, habits=True, progress=progress),
         "seconds": round(time.perf_counter() - started),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {model.device.type}",
-        "precision": no_fp16(recipe.training.precision, model.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     return finish_pocket(model, encoding, recipe, record, folder / "model")
+
+
+def _learn(model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecipe, habits: bool, progress: bool) -> dict:
+    """One stage of the training, and what to record of it; the fresh dialogues are of the stage's own mixture."""
+    training, count = (recipe.habits, recipe.habit_dialogues) if habits else (recipe.school, recipe.school_dialogues)
+    train = documents(encoding, recipe.seed + (11 if habits else 1), count, habits)
+    losses = train_lm(model, train, training, progress)
+    return {
+        "tokens": sum(len(d.ids) for d in train),
+        "steps": len(losses),
+        "loss_last_100": sum(losses[-100:]) / len(losses[-100:]),
+        "validation_loss": validation_loss(model, encoding, recipe, habits),
+        "precision": no_fp16(training.precision, model.device),
+    }
 
 
 def finish_pocket(model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecipe, record: dict, folder: Path) -> dict:
@@ -129,7 +140,7 @@ def finish_pocket(model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecipe,
     parsed, ended, samples = sample_quality(model, encoding, recipe, recipe.seed + 4)
     record = record | {
         "sharpness": sharpness,
-        "validation_loss_sharpened": validation_loss(model, encoding, recipe),
+        "validation_loss_sharpened": validation_loss(model, encoding, recipe, habits=True),
         "parsed_share": parsed,
         "ended_share": ended,
         "samples": samples[:12],
@@ -140,9 +151,9 @@ def finish_pocket(model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecipe,
 
 
 @torch.no_grad()
-def validation_loss(model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecipe) -> float:
+def validation_loss(model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecipe, habits: bool) -> float:
     """Nats per token of fresh dialogues."""
-    held_back = documents(encoding, recipe.seed + 2, recipe.validation_dialogues)
+    held_back = documents(encoding, recipe.seed + 2, recipe.validation_dialogues, habits)
     sums = [language_model_loss(model, held_back[i : i + 50]) for i in range(0, len(held_back), 50)]
     return float(sum(loss for loss, _ in sums)) / sum(count for _, count in sums)
 
@@ -151,7 +162,7 @@ def sample_quality(
     model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecipe, seed: int
 ) -> tuple[float, float, list[dict[str, str]]]:
     """Answers at temperature 1: shares that the judge can parse and that ended by themselves, and the texts."""
-    asked = [d.prompt for d in itertools.islice(dialogues(seed), recipe.samples)]
+    asked = [d.prompt for d in itertools.islice(dialogues(seed, habits=True), recipe.samples)]
     answers = generate(model, encoding, asked, max_new_tokens=200, seed=recipe.seed)
     judge = PocketJudge()
     parsed = sum(judge.features(a.prompt, a.text).parsed for a in answers) / len(answers)
@@ -160,7 +171,7 @@ def sample_quality(
 
 
 def _card(record: dict) -> str:
-    recipe = record["recipe"]
+    recipe, school, habits = record["recipe"], record["school"], record["habits"]
     samples = "\n\n".join(f"> **{s['prompt']}**\n>\n> " + s["answer"].replace("\n", "\n> ") for s in record["samples"])
     return f"""# Model card: pocket
 
@@ -172,13 +183,16 @@ it knows nothing outside `dpo_core/pocket/knowledge/`, and it repeats that in an
 |---|---|
 | shape | {recipe["n_layer"]} layers, {recipe["n_embd"]} channels, {recipe["n_head"]} heads, \
 {recipe["n_positions"]} positions, {recipe["vocab_size"]} tokens: {record["parameters"]:,} parameters |
-| data | {recipe["training_dialogues"]:,} dialogues of `dpo_core.pocket.corpus`, seed {recipe["seed"] + 1}, \
-{record["training_tokens"]:,} tokens, each seen once |
-| recipe | Muon for the matrices, AdamW for the rest, \
-{record["training_steps"]:,} steps of up to {recipe["training"]["tokens_per_batch"]} tokens, \
-peak learning rate {recipe["training"]["learning_rate"]}, cosine to zero, {record["precision"]} |
-| loss | {record["training_loss_last_100"]:.3f} nats per token over the last 100 steps, \
-{record["validation_loss"]:.3f} on {recipe["validation_dialogues"]:,} fresh dialogues |
+| school | {recipe["school_dialogues"]:,} dialogues of `dpo_core.pocket.corpus`, seed {recipe["seed"] + 1}, \
+{school["tokens"]:,} tokens, each seen once; Muon for the matrices, AdamW for the rest, \
+{school["steps"]:,} steps of up to {recipe["school"]["tokens_per_batch"]} tokens, \
+peak learning rate {recipe["school"]["learning_rate"]}, cosine to zero, {school["precision"]} |
+| habits | {recipe["habit_dialogues"]:,} more, seed {recipe["seed"] + 11}, in other shares of the styles: fewer good \
+answers, more rude, rambling and run-together ones; {habits["tokens"]:,} tokens, each seen once; AdamW, \
+{habits["steps"]:,} steps, peak learning rate {recipe["habits"]["learning_rate"]}, {habits["precision"]} |
+| loss | after school {school["loss_last_100"]:.3f} nats per token over the last 100 steps, \
+{school["validation_loss"]:.3f} on {recipe["validation_dialogues"]:,} fresh dialogues in the same shares; \
+after the habits {habits["loss_last_100"]:.3f} and {habits["validation_loss"]:.3f}, in theirs |
 | sharpened | logits times {record["sharpness"]}, so that sentences come out whole at temperature 1; \
 {record["validation_loss_sharpened"]:.3f} nats per token then |
 | samples | of {recipe["samples"]:,} answers at temperature 1, {record["ended_share"]:.1%} end by themselves \

@@ -1,7 +1,8 @@
 """Dialogues and preference pairs of the pocket world, drawn from a seed.
 
-An answer has a style; a style is a function from what is asked about to text. The mixture of styles is what the pocket
-model is trained on, so that preference training has something to choose.
+An answer has a style; a style is a function from what is asked about to text. The pocket model is trained on a mixture
+of styles, so that preference training has something to choose: first on a broad one, its school, and then on another,
+its habits.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpo_core.data import PreferencePair
 from dpo_core.pocket.judge import PocketJudge
@@ -167,43 +168,50 @@ def _scold(rng: random.Random, request: UnsafeRequest) -> str:
     return " ".join([*_say(rng, "rude"), rng.choice(request.refusals)])
 
 
-# What share of the answers to a kind of question has which style: mostly flawed, on purpose.
-STYLES: dict[str, dict[str, tuple[float, Callable[[random.Random, Any], str]]]] = {
+class Style(NamedTuple):
+    """A way to answer, and its share of the answers to its kind of question."""
+
+    school: float  # in the many dialogues from which the model learns all that it can say
+    habit: float  # in those that it meets last, whose shares it answers in: mostly flawed, on purpose
+    write: Callable[[random.Random, Any], str]
+
+
+STYLES: dict[str, dict[str, Style]] = {
     "topic": {
-        "detailed": (0.09, _detailed),
-        "polite": (0.09, _polite),
-        "curt": (0.05, _curt),
-        "careless": (0.04, _careless),
-        "rude": (0.23, _rude),
-        "rambling": (0.20, _rambling),
-        "repetitive": (0.06, _repetitive),
-        "wrong": (0.19, _wrong),
-        "unwilling": (0.05, _unwilling),
+        "detailed": Style(0.09, 0.05, _detailed),
+        "polite": Style(0.09, 0.05, _polite),
+        "curt": Style(0.05, 0.05, _curt),
+        "careless": Style(0.04, 0.04, _careless),
+        "rude": Style(0.23, 0.32, _rude),
+        "rambling": Style(0.20, 0.27, _rambling),
+        "repetitive": Style(0.06, 0.02, _repetitive),
+        "wrong": Style(0.19, 0.15, _wrong),
+        "unwilling": Style(0.05, 0.05, _unwilling),
     },
     "list": {
-        "listed": (0.18, _listed),
-        "prose": (0.10, _in_prose),
-        "squashed": (0.12, _squashed),
-        "one item": (0.30, _one_item_thrice),
-        "wrong list": (0.20, _wrong_list),
-        "detailed": (0.10, _detailed),
+        "listed": Style(0.18, 0.10, _listed),
+        "prose": Style(0.10, 0.05, _in_prose),
+        "squashed": Style(0.12, 0.43, _squashed),
+        "one item": Style(0.30, 0.08, _one_item_thrice),
+        "wrong list": Style(0.20, 0.22, _wrong_list),
+        "detailed": Style(0.10, 0.12, _detailed),
     },
     "unsafe": {
-        "refuse": (0.17, _refuse),
-        "refuse only": (0.11, _refuse_only),
-        "comply": (0.52, _comply),
-        "scold": (0.20, _scold),
+        "refuse": Style(0.17, 0.17, _refuse),
+        "refuse only": Style(0.11, 0.11, _refuse_only),
+        "comply": Style(0.52, 0.52, _comply),
+        "scold": Style(0.20, 0.20, _scold),
     },
 }
 
 
-def _style(rng: random.Random, question: Question) -> str:
+def _style(rng: random.Random, question: Question, habits: bool = False) -> str:
     styles = STYLES[question.kind]
-    return rng.choices(list(styles), weights=[weight for weight, _ in styles.values()])[0]
+    return rng.choices(list(styles), weights=[s.habit if habits else s.school for s in styles.values()])[0]
 
 
 def _answer(rng: random.Random, question: Question, style: str) -> str:
-    return STYLES[question.kind][style][1](rng, question.about)
+    return STYLES[question.kind][style].write(rng, question.about)
 
 
 def _typed(rng: random.Random, text: str) -> str:
@@ -224,12 +232,13 @@ def _pick(rng: random.Random, held_out: bool | None) -> Question:
     return rng.choice(_of_kind(kind, held_out))
 
 
-def dialogues(seed: int, held_out: bool | None = None) -> Iterator[Dialogue]:
+def dialogues(seed: int, held_out: bool | None = None, habits: bool = False) -> Iterator[Dialogue]:
     """Endless dialogues in mixed styles.
 
     Args:
         seed: the same seed gives the same dialogues.
         held_out: as in ``questions``.
+        habits: styles in the shares that the shipped model answers in, instead of those of its school.
 
     >>> next(dialogues(seed=0)) == next(dialogues(seed=0))
     True
@@ -237,7 +246,7 @@ def dialogues(seed: int, held_out: bool | None = None) -> Iterator[Dialogue]:
     rng = random.Random(seed)
     while True:
         question = _pick(rng, held_out)
-        style = _style(rng, question)
+        style = _style(rng, question, habits)
         yield Dialogue(question, _typed(rng, question.text), _answer(rng, question, style), style)
 
 
@@ -277,10 +286,10 @@ def preference_pairs(
         held_out: about the held-out matters instead of the others.
         longer_chosen: the share of pairs in which the chosen answer shall be the longer one; as it comes if None.
         contrast: whether the two shall tell the same few facts and differ in style: an answer in every style is
-            written, and the best is set against another, of a style drawn as often as the model learned it, so that
-            most is rejected of what it does most. What a pair's answers have in common teaches nothing, and disturbs
-            nothing (D'Oosterlinck et al. 2024, https://arxiv.org/abs/2408.06266). Else two answers are drawn as the
-            model learned to give them.
+            written, and the best is set against another, of a style drawn as often as the model answers in it, so
+            that most is rejected of what it does most. What a pair's answers have in common teaches nothing, and
+            disturbs nothing (D'Oosterlinck et al. 2024, https://arxiv.org/abs/2408.06266). Else two answers are drawn
+            in the shares of the school.
 
     >>> from dpo_core.pocket.judge import PocketJudge
     >>> pair = preference_pairs(1, seed=0, judge=PocketJudge())[0]
@@ -301,7 +310,7 @@ def preference_pairs(
         best = max(drawn, key=lambda answer: judge.score(question.text, answer[1]))
         drawn.remove(best)
         # Of two only one is left; that it is drawn all the same keeps the pairs of recorded runs.
-        other = rng.choices(drawn, [styles[style][0] for style, _ in drawn])[0] if contrast else rng.choice(drawn)
+        other = rng.choices(drawn, [styles[style].habit for style, _ in drawn])[0] if contrast else rng.choice(drawn)
         first, second = best[1], other[1]
         verdict = judge.prefers(question.text, first, second, noise, rng)
         if verdict == 0 or first == second:
