@@ -448,7 +448,16 @@ MUTANTS = [
     # The pocket world
     mutant(
         "all bad styles are rejected alike", "pocket/corpus.py", "pocket",
-        "rng.choices(drawn, [styles[style][0] for style, _ in drawn])[0] if contrast", "rng.choice(drawn) if contrast",
+        "rng.choices(drawn, [styles[style].habit for style, _ in drawn])[0] if contrast",
+        "rng.choice(drawn) if contrast",
+    ),
+    mutant(
+        "habits are those of the school", "pocket/corpus.py", "pocket",
+        "s.habit if habits else s.school", "s.school",
+    ),
+    mutant(
+        "no habits are learned", "pocket/build.py", "pocket_build",
+        "dialogues(seed, habits=habits)", "dialogues(seed)",
     ),
 ]  # fmt: skip
 

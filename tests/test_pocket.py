@@ -123,14 +123,16 @@ def test_dialogues_keep_to_the_matters_asked_for():
         assert all(d.question.about.held_out is held_out for d in itertools.islice(dialogues(5, held_out), 300))
 
 
-def test_every_style_occurs_about_as_often_as_it_should():
-    drawn = [d for d in itertools.islice(dialogues(seed=2), 3000)]
+@pytest.mark.parametrize("habits", [False, True])
+def test_every_style_occurs_about_as_often_as_it_should(habits):
+    drawn = [d for d in itertools.islice(dialogues(seed=2, habits=habits), 3000)]
     for kind, styles in STYLES.items():
-        assert sum(weight for weight, _ in styles.values()) == pytest.approx(1)
+        shares = {name: style.habit if habits else style.school for name, style in styles.items()}
+        assert sum(shares.values()) == pytest.approx(1)
         of_kind = [d.style for d in drawn if d.question.kind == kind]
-        for style, (weight, _) in styles.items():
-            error = math.sqrt(weight * (1 - weight) / len(of_kind))
-            assert of_kind.count(style) / len(of_kind) == pytest.approx(weight, abs=4 * error), style
+        for style, share in shares.items():
+            error = math.sqrt(share * (1 - share) / len(of_kind))
+            assert of_kind.count(style) / len(of_kind) == pytest.approx(share, abs=4 * error), style
 
 
 # Judge
@@ -310,14 +312,14 @@ def test_contrasting_answers_tell_the_same_few_facts():
     assert max(map(told, same)) == 5 < max(map(told, other))
 
 
-def test_contrast_rejects_a_style_as_often_as_the_model_was_taught_it():
-    """Rude remarks make out a quarter of the bad answers about topics, needless refusals a twentieth."""
+def test_contrast_rejects_a_style_as_often_as_the_model_answers_in_it():
+    """Rude remarks make out a third of the bad answers about topics, needless refusals a twentieth."""
     drawn = preference_pairs(1500, seed=3, judge=JUDGE, contrast=True)
     topics = [p for p in drawn if (q := _asked()[_words(p.prompt)]).kind == "topic" and not q.about.held_out]
     seen = [JUDGE.features(pair.prompt, pair.rejected) for pair in topics]
     for style, share in (("rude", sum(f.rude > 0 for f in seen)), ("unwilling", sum(f.needless > 0 for f in seen))):
-        taught = STYLES["topic"][style][0] / (1 - STYLES["topic"]["detailed"][0])
-        assert share / len(seen) == pytest.approx(taught, abs=4 * math.sqrt(taught / len(seen))), style
+        habit = STYLES["topic"][style].habit / (1 - STYLES["topic"]["detailed"].habit)
+        assert share / len(seen) == pytest.approx(habit, abs=4 * math.sqrt(habit / len(seen))), style
 
 
 def test_noise_turns_some_pairs_round():

@@ -1,5 +1,6 @@
 """The pocket model's build, at a small size, and the files of it that are shipped."""
 
+import itertools
 import json
 import math
 from dataclasses import asdict, replace
@@ -11,12 +12,14 @@ import pytest
 from dpo_core.model import GPT
 from dpo_core.pocket import build
 from dpo_core.pocket.build import SHARPNESS, PocketRecipe, build_pocket, finish_pocket, sample_quality, validation_loss
+from dpo_core.pocket.corpus import dialogues
 from dpo_core.tokenizer import load_tokenizer, read_encoding
 
 SHIPPED = Path(str(resources.files("dpo_core.pocket") / "model"))
 SMALL = PocketRecipe(
     vocabulary_dialogues=300,
-    training_dialogues=300,
+    school_dialogues=300,
+    habit_dialogues=60,
     validation_dialogues=20,
     samples=4,
     wanted_parsed=0.0,  # of nine steps nothing is parsed
@@ -24,7 +27,7 @@ SMALL = PocketRecipe(
     n_embd=32,
     n_layer=1,
     n_head=2,
-    training=replace(PocketRecipe().training, precision="float32"),
+    school=replace(PocketRecipe().school, precision="float32"),
 )
 
 
@@ -53,8 +56,20 @@ def test_a_build_opens_again_and_its_record_is_true(built):
     assert (folder / "model" / "MODEL_CARD.md").read_text(encoding="utf-8") == build._card(saved)
     assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert len(record["samples"]) == SMALL.samples and record["sharpness"] == SHARPNESS[0]
-    assert validation_loss(model, encoding, SMALL) == pytest.approx(record["validation_loss_sharpened"], rel=1e-5)
-    assert record["validation_loss"] < math.log(512)  # what knowing nothing costs
+    assert validation_loss(model, encoding, SMALL, habits=True) == pytest.approx(
+        record["validation_loss_sharpened"], rel=1e-5
+    )
+    assert record["habits"]["validation_loss"] < math.log(512)  # what knowing nothing costs
+
+
+def test_a_build_learns_from_the_school_and_then_from_the_habits(built):
+    """Each stage from dialogues of its own number, seed and shares of styles."""
+    folder, record = built
+    encoding = read_encoding("pocket", folder / "tokenizer.tiktoken")
+    for stage, seed, count in (("school", 1, SMALL.school_dialogues), ("habits", 11, SMALL.habit_dialogues)):
+        told = itertools.islice(dialogues(seed, habits=stage == "habits"), count)
+        tokens = sum(len(encoding.encode_ordinary(build.dialogue_text(d))) + 1 for d in told)
+        assert record[stage]["tokens"] == tokens, stage
 
 
 def test_a_recipe_gives_the_same_files_again_and_another_seed_other_weights(built, tmp_path):
