@@ -181,7 +181,7 @@ def _too_high(c: Curves) -> str | None:
 
 def _no_end(c: Curves) -> str | None:
     whole, before, after = c.end("ended/chosen"), c.begin("eos/chosen"), c.end("eos/chosen")
-    if whole >= WHOLE or after > before / 2:
+    if whole >= WHOLE or after > before * 2 / 3:
         return None
     return (
         f"only {whole:.0%} of the chosen answers in training have an end-of-text token; where held-out ones end, the"
