@@ -20,10 +20,10 @@ from dpo_core.metrics import History
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (0, 1, 2)
-PAIRS = 3200
+PAIRS = 1800
 STEPS = 200
-BATCH_SIZE = 16
 BETA = 1.0
+LEARNING_RATE = 8.5e-5
 
 
 def run(seed: int, folder: Path) -> dict[str, object]:
@@ -32,7 +32,7 @@ def run(seed: int, folder: Path) -> dict[str, object]:
     assert main(["data", "--pairs", str(PAIRS), "--output", str(pairs), "--seed", str(seed)]) == 0
     started = time.perf_counter()
     training = ["train", "--data", str(pairs), "--output", str(output), "--steps", str(STEPS)]
-    training += ["--batch-size", str(BATCH_SIZE), "--beta", str(BETA), "--seed", str(seed)]
+    training += ["--beta", str(BETA), "--lr", str(LEARNING_RATE), "--seed", str(seed)]
     assert main(training) == 0
     seconds = time.perf_counter() - started
     assert main(["evaluate", "--model", str(output), "--seed", str(seed), "--json", str(figures)]) == 0
@@ -91,7 +91,13 @@ if __name__ == "__main__":
     for number in SEEDS:
         with tempfile.TemporaryDirectory() as temporary:
             found.append(run(number, Path(temporary)))
-    record = provenance() | {"pairs": PAIRS, "steps": STEPS, "batch_size": BATCH_SIZE, "beta": BETA, "runs": found}
+    record = provenance() | {
+        "pairs": PAIRS,
+        "steps": STEPS,
+        "beta": BETA,
+        "learning_rate": LEARNING_RATE,
+        "runs": found,
+    }
     result = ROOT / "benchmarks" / "results" / "pocket_dpo.json"
     result.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw(found, ROOT / "book" / "images" / "pocket_dpo.png")
