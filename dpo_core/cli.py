@@ -286,7 +286,7 @@ def _train(args: argparse.Namespace) -> None:
         )
         print(f"validation: {len(training & validation)} of {len(validation)} prompts are in the training pairs, too")
     trainer.train(resume=args.resume)
-    if row := trainer.kept_row():
+    if row := trainer.history.kept_row(trainer.config.patience):
         accuracy, count = row["eval_rewards/accuracies"], len(trainer.validation)
         low, high = wilson_interval(accuracy * count, count)
         print(f"held-out reward accuracy {accuracy:.3f} [{low:.3f}, {high:.3f}] on {count} pairs")

@@ -119,6 +119,36 @@ class History:
             raise InputError(f"no metric {name!r} in this history; it holds {known}")
         return [int(row["step"]) for row in rows], [row[name] for row in rows]
 
+    def kept_row(self, patience: int | None) -> dict[str, float]:
+        """The row that evaluates the weights a run leaves: with patience the best, otherwise the last.
+
+        Args:
+            patience: how many evaluations without a lower loss end a run; none if it is never ended so.
+        Returns:
+            Nothing if there was no evaluation.
+
+        >>> history = History([{"step": 5, "eval_loss": 0.6}, {"step": 10, "eval_loss": 0.7}])
+        >>> history.kept_row(patience=None)["step"], history.kept_row(patience=2)["step"]
+        (10, 5)
+        """
+        rows = self._evaluated()
+        if patience and rows:
+            return min(rows, key=lambda row: row["eval_loss"])
+        return rows[-1] if rows else {}
+
+    def stalled(self, patience: int | None) -> bool:
+        """Whether the last ``patience`` evaluations brought no lower loss than those before them.
+
+        >>> history = History([{"step": 5, "eval_loss": 0.6}, {"step": 10, "eval_loss": 0.7}])
+        >>> history.stalled(patience=1), history.stalled(patience=2), history.stalled(patience=None)
+        (True, False, False)
+        """
+        losses = [row["eval_loss"] for row in self._evaluated()]
+        return patience is not None and losses[:-patience] != [] and min(losses[:-patience]) <= min(losses[-patience:])
+
+    def _evaluated(self) -> list[dict[str, float]]:
+        return [row for row in self.rows if "eval_loss" in row]
+
     def to_jsonl(self, path: str | Path) -> None:
         """Write one JSON object a row."""
         Path(path).write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")

@@ -149,7 +149,7 @@ class DPOTrainer:
         )
         self.step = 0
         self.history = History()
-        self.best: dict[str, Tensor] | None = None  # weights of kept_row(), if there is patience
+        self.best: dict[str, Tensor] | None = None  # weights of the history's kept_row, if there is patience
         self.sums = MetricSums()  # since the last row
         file, key = self.output and self.output / "reference.safetensors", f"{self.key} {world_size()}"
         with sole_use(self.output):
@@ -179,7 +179,7 @@ class DPOTrainer:
         order = islice(batches(len(self.training), config.batch_size * config.grad_accum, config.seed), self.step, None)
         bar = tqdm(total=config.steps, initial=self.step, disable=None if progress else True)
         with bar, delayed_interrupt() as interrupted:
-            while self.step < config.steps and not self._stalled():
+            while self.step < config.steps and not self.history.stalled(config.patience):
                 indices = next(order)
                 if self.step == 0:
                     self._log(self._start(indices) | self.evaluate(), progress, on_log)
@@ -312,28 +312,13 @@ class DPOTrainer:
         _, metrics = self._score(policy, reference, lengths, self.config.beta, drift)
         return {f"eval_{name}": float(values.mean()) for name, values in metrics.items()}
 
-    def kept_row(self) -> dict[str, float]:
-        """The row that evaluates the weights a run leaves: with patience the best, otherwise the last.
-
-        Returns:
-            Nothing if there was no evaluation.
-        """
-        rows = [row for row in self.history.rows if "eval_loss" in row]
-        if self.config.patience and rows:
-            return min(rows, key=lambda row: row["eval_loss"])
-        return rows[-1] if rows else {}
-
     def _due(self, every: int | None) -> bool:
         return every is not None and (self.step % every == 0 or self.step == self.config.steps)
 
-    def _stalled(self) -> bool:
-        losses = [row["eval_loss"] for row in self.history.rows if "eval_loss" in row]
-        patience = self.config.patience
-        return patience is not None and losses[:-patience] != [] and min(losses[:-patience]) <= min(losses[-patience:])
-
     def _log(self, row: dict[str, float], progress: bool, on_log: Callable[[History], None] | None) -> None:
         self.history.log(self.step, **row)
-        if self.config.patience and self.kept_row() is self.history.rows[-1]:
+        patience = self.config.patience
+        if patience and self.history.kept_row(patience) is self.history.rows[-1]:
             self.best = snapshot(learned(self.model))
         if progress:
             tqdm.write(log_line(self.history.rows[-1]))

@@ -140,7 +140,7 @@ def test_two_processes_equal_one(folder, tmp_path, name):
     )
     before.load_state_dict(start)
     if name.startswith("patience"):  # what is learned is wrong there, and the start is kept
-        assert largest_gap(ours, before) == 0.0 == alone.kept_row()["step"]
+        assert largest_gap(ours, before) == 0.0 == alone.history.kept_row(alone.config.patience)["step"]
     else:
         assert largest_gap(ours, theirs) < 1e-5 < 1e-3 < largest_gap(ours, before)
     files = [sorted(str(file.relative_to(run)) for file in run.rglob("*")) for run in (folder / name, tmp_path)]

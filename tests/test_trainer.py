@@ -199,10 +199,12 @@ def test_patience_keeps_the_best_weights(make, swapped, tmp_path):
     trainer.train(progress=False)
     assert_same_weights(GPT.from_pretrained(tmp_path / "final"), start)
     assert_same_weights(trainer.model, start)
-    assert trainer.kept_row()["step"] == 0
+    assert trainer.history.kept_row(trainer.config.patience)["step"] == 0
     plain = make(val_pairs=swapped, eval_every=2)
     plain.train(progress=False)
-    assert plain.kept_row()["step"] == 6 and not torch.equal(plain.model.wte.weight, start.wte.weight)
+    assert plain.history.kept_row(plain.config.patience)["step"] == 6 and not torch.equal(
+        plain.model.wte.weight, start.wte.weight
+    )
 
 
 def test_the_best_weights_survive_a_resume(make, swapped, tmp_path):
