@@ -26,9 +26,9 @@ notebooks: $(READY)  ## Run every notebook and store its outputs, which the book
 	$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams notebooks/*.ipynb
 
 records: $(READY)  ## After a change to the pocket model, its corpus or judge: record all runs anew, two hours
-	$(BIN)/python benchmarks/museum.py
-	$(BIN)/python benchmarks/run_record.py
-	for chapter in 08 09 10; do $(BIN)/python benchmarks/sweep.py $$chapter || exit 1; done
+	$(BIN)/python -m tools.records.museum
+	$(BIN)/python -m tools.records.run_record
+	for chapter in 08 09 10; do $(BIN)/python -m tools.records.sweep $$chapter || exit 1; done
 	$(BIN)/python benchmarks/pocket_dpo.py
 
 address: $(READY)  ## Write the repository's address everywhere: make address URL=https://github.com/OWNER/REPO

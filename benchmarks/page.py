@@ -1,4 +1,4 @@
-"""The book's page of measurements, from the files under ``benchmarks/results``.
+"""The book's page of measurements, from the files under ``benchmarks/results`` and a record of the course.
 
 Run as ``python benchmarks/page.py`` after a benchmark. It writes ``book/benchmarks.md`` and its pictures; a test
 compares the page with what this script would write.
@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from dpo_core.course.plots import COLORS, use_style
+from dpo_core.course.records import read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -188,14 +189,15 @@ def losses_table(record: dict) -> list[str]:
 def text() -> str:
     """The page."""
     engines = {name: load(f"engine_{name}") for name in NAMES}
-    scaling, losses = load("scaling"), load("trl_losses")
+    scaling, losses = load("scaling"), read_record("trl_losses")
     parts = [
         "# Measurements",
         "",
         "<!-- Written by benchmarks/page.py from benchmarks/results; do not edit. -->",
         "",
-        "Every figure on this page comes from a file in `benchmarks/results`, which names the machine, the versions and"
-        " the command that made it. The pairs that the commands name as `../shared/data/...` lie in `benchmarks/data`.",
+        "Every figure on this page comes from a file in `benchmarks/results`, and those about losses from"
+        " `dpo_core/course/records/trl_losses.json`. Each file names the machine, the versions and the command that"
+        " made it. The pairs that the commands name as `../shared/data/...` lie in `benchmarks/data`.",
         "",
         "## The step beside TRL and the textbook",
         "",

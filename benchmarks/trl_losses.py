@@ -1,7 +1,7 @@
 """Our losses against TRL's own code: random log-probabilities in float64, loss, gradient and rewards of each pair.
 
 Run in an environment of its own (``benchmarks/requirements.txt``) as ``python benchmarks/trl_losses.py``. It writes
-``benchmarks/results/trl_losses.json`` and, for the tests, which have no TRL, ``tests/data/trl_losses.json``.
+the record that chapter 10 reads and, for the tests, which have no TRL, ``tests/data/trl_losses.json``.
 
 TRL's trainers compute their losses inside a method that also runs the model. We call that method with a stand-in model
 that returns the log-probabilities we want, one pair at a time, because TRL returns the mean over a batch.
@@ -26,6 +26,7 @@ from torch import Tensor
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
+from dpo_core.course.records import record_file
 from dpo_core.kto import kto_loss, reference_point
 from dpo_core.losses import LOSSES, PairLogps, PairLoss
 
@@ -261,8 +262,7 @@ if __name__ == "__main__":
     record |= {"pairs": 64, "betas": BETAS, "dtype": "float64", "losses": found, "not in TRL": ELSEWHERE}
     record["of TRL's DPOTrainer not in LOSSES"] = NOT_OURS
     assert {name for name, *_ in CASES} | set(ELSEWHERE) == set(LOSSES), "a loss is compared with nothing"
-    result = ROOT / "benchmarks" / "results" / "trl_losses.json"
-    result.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record_file("trl_losses").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     fixture = ROOT / "tests" / "data" / "trl_losses.json"
     fixture.parent.mkdir(exist_ok=True)
     fixture.write_text(json.dumps(small) + "\n", encoding="utf-8")

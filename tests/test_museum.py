@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.machine import model_hash
 from dpo_core.course import museum
 from dpo_core.course.plots import use_style
+from dpo_core.course.records import read_record
 from dpo_core.diagnose import LEARNING, MACHINERY
 from dpo_core.metrics import History
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-from machine import model_hash
-
-RECORD = json.loads(museum.RECORD.read_text(encoding="utf-8"))
+RECORD = read_record("museum")
+TROUBLE = Path(__file__).resolve().parent.parent / "book" / "troubleshooting.md"
 
 
 def test_every_disease_has_an_exhibit():
@@ -27,7 +24,7 @@ def test_every_disease_has_an_exhibit():
 
 
 def test_the_record_is_of_the_shipped_model():
-    assert RECORD["model"] == model_hash(), "run `python benchmarks/museum.py`"
+    assert RECORD["model"] == model_hash(), "run `python -m tools.records.museum`"
 
 
 def test_the_record_is_whole():
@@ -73,20 +70,14 @@ def test_compare_draws_each_run_in_each_panel():
     assert [len(ax.get_lines()) for ax in figure.axes] == [3, 2]  # the loss has a level to compare with
 
 
-def test_a_case_is_made_where_there_is_no_record(monkeypatch, tmp_path, tiny_model, encoding, pairs):
+def test_a_case_that_is_not_in_the_record_is_made(monkeypatch, tiny_model, encoding):
     class Trainer:
         pass
 
     trainer, run = Trainer(), History([{"step": 0, "loss": 0.69}])
     trainer.model, trainer.encoding = tiny_model, encoding
-    monkeypatch.setattr(museum, "RECORD", tmp_path / "none.json")
     monkeypatch.setattr(museum, "visit", lambda name, seed: museum.Visit(name, [], run, trainer))
-    museum._record.cache_clear()
-    try:
-        assert museum.recorded() == {}
-        found = museum.case("healthy", seed=1)
-    finally:
-        museum._record.cache_clear()
+    found = museum.case("healthy", seed=7)
     assert found.history is run
     assert [answer["prompt"] for answer in found.answers] == museum.PROMPTS[:4]
 
@@ -103,7 +94,7 @@ def test_the_confusion_matrix_counts_verdicts():
 
 
 def test_the_page_says_of_each_trouble_what_to_do_who_finds_it_and_where_it_is_shown():
-    page = (museum.RECORD.parents[2] / "book" / "troubleshooting.md").read_text(encoding="utf-8")
+    page = TROUBLE.read_text(encoding="utf-8")
     entries = re.findall(r"^(.+)\n: ((?:.+\n)+)", page, re.MULTILINE)
     assert len(entries) >= 38
     for symptom, text in entries:

@@ -13,9 +13,10 @@ import measured  # noqa: E402
 import page  # noqa: E402
 import pocket_dpo  # noqa: E402
 import pytest  # noqa: E402
-import sweep  # noqa: E402
 
+from dpo_core.course.records import record_file  # noqa: E402
 from dpo_core.pocket.judge import PocketJudge  # noqa: E402
+from tools.records import sweep  # noqa: E402
 
 RECORD = json.loads((ROOT / "benchmarks" / "results" / "pocket_dpo.json").read_text(encoding="utf-8"))
 
@@ -59,9 +60,9 @@ def test_the_readme_quotes_the_comparison_with_trl():
 
 @pytest.mark.parametrize("chapter", ["08", "09", "10"])
 def test_a_sweep_keeps_the_runs_of_the_shipped_model_and_no_others(chapter, tmp_path):
-    file = sweep.RESULTS / f"sweep_{chapter}.json"
+    file = record_file(f"sweep_{chapter}")
     record = json.loads(file.read_text(encoding="utf-8"))
-    assert sweep.kept(file) == record["runs"] != [], f"run `python benchmarks/sweep.py {chapter}`"
+    assert sweep.kept(file) == record["runs"] != [], f"run `python -m tools.records.sweep {chapter}`"
     other = tmp_path / "other.json"
     other.write_text(json.dumps(record | {"model": "of an older model"}), encoding="utf-8")
     assert sweep.kept(other) == sweep.kept(tmp_path / "missing.json") == []

@@ -14,6 +14,7 @@ class Explorer(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
+        from dpo_core.course.records import record_file
         from dpo_core.course.widgets import embed, explorers, run_explorer
 
         kinds = {
@@ -23,7 +24,7 @@ class Explorer(SphinxDirective):
         }
         if self.arguments[0] not in kinds:
             raise self.error(f"no explorer {self.arguments[0]!r}; there are {', '.join(kinds)}")
-        modules = (explorers.__file__, run_explorer.__file__, str(run_explorer.RECORD))
+        modules = (explorers.__file__, run_explorer.__file__, str(record_file("run_record")))
         for file in (*modules, *embed.sources(f"{self.arguments[0]}_explorer")):
             self.env.note_dependency(str(file))
         return [nodes.raw("", kinds[self.arguments[0]]()._repr_html_(), format="html")]

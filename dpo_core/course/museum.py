@@ -6,13 +6,11 @@ Each exhibit is a function from a seed to a trainer; what differs from ``healthy
 from __future__ import annotations
 
 import copy
-import json
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -20,6 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from dpo_core.course.plots import CARD, COLORS
+from dpo_core.course.records import read_record
 from dpo_core.data import PreferencePair, encode_pair, same_prompt
 from dpo_core.diagnose import LN2, MACHINERY, ODD_PER_ANSWER, Finding, diagnose
 from dpo_core.generate import Generation, generate
@@ -44,7 +43,6 @@ LONGEST = 90  # tokens of a pair: short ones, so that a step takes a fraction of
 HEALTHY = "healthy"
 PROMPTS = [q.text for q in questions(held_out=True)][::15][:16]  # sampled on the way; no pair is about their topics
 WARD = 10  # who lies there is drawn from this
-RECORD = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "museum.json"
 
 
 @lru_cache(maxsize=4)
@@ -250,15 +248,13 @@ class Case:
 
 @lru_cache(maxsize=1)
 def _record() -> dict[tuple[str, int], Case]:
-    """The runs of ``benchmarks/museum.py`` by name and seed; none where only the package is installed."""
-    if not RECORD.exists():
-        return {}
-    runs = json.loads(RECORD.read_text(encoding="utf-8"))["runs"]
+    """The runs of ``tools/records/museum.py`` by name and seed."""
+    runs = read_record("museum")["runs"]
     return {(run["name"], run["seed"]): Case(History(run["history"]), run["answers"]) for run in runs}
 
 
 def case(name: str, seed: int = 0) -> Case:
-    """A run from the record, or made anew where there is none, which takes half a minute on a CPU.
+    """Look a run up in the record; one that is not in it is made anew, which takes half a minute on a CPU.
 
     Args:
         name: one of ``EXHIBITS``.
@@ -272,7 +268,7 @@ def case(name: str, seed: int = 0) -> Case:
 
 
 def recorded() -> dict[str, dict[int, History]]:
-    """The record's curves by name and seed; none where only the package is installed."""
+    """The record's curves by name and seed."""
     runs: dict[str, dict[int, History]] = {}
     for (name, seed), found in _record().items():
         runs.setdefault(name, {})[seed] = found.history

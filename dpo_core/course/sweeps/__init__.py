@@ -1,23 +1,22 @@
 """Runs of the pocket model that chapters 08 to 10 compare: what each of them spent in KL, and what it gained.
 
-Every chapter has a module here with ``RUNS``, functions from a seed to a trainer by name. ``benchmarks/sweep.py`` runs
-them all and keeps what ``follow`` measured; the notebooks read that with ``recorded`` and run a small part again.
+Every chapter has a module here with ``RUNS``, functions from a seed to a trainer by name. ``tools/records/sweep.py``
+runs them all and keeps what ``follow`` measured; the notebooks read that with ``recorded`` and run a small part again.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 
 import torch
 
+from dpo_core.course.records import read_record
 from dpo_core.evaluate import answer_kl
 from dpo_core.generate import generate
 from dpo_core.metrics import History
@@ -37,7 +36,6 @@ STATIONS = (5, 15, 30, 60)  # steps at which a run is measured
 HELD_OUT = [q.text for q in questions(held_out=True)][::5][:48]  # topics that occur in no pair
 SEEN = [q.text for q in questions(held_out=False)][::13][:32]  # topics of the pairs
 LONGEST = 120  # tokens of a sample
-RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 
 
 Exhibits = dict[str, Callable[[int], DPOTrainer]]  # from a seed to a trainer, by name
@@ -155,6 +153,5 @@ def from_json(entry: dict) -> Run:
 
 @lru_cache
 def recorded(chapter: str) -> dict[tuple[str, int], Run]:
-    """The record of a chapter's runs by name and seed; made by ``python benchmarks/sweep.py CHAPTER``."""
-    entries = json.loads((RESULTS / f"sweep_{chapter}.json").read_text(encoding="utf-8"))["runs"]
-    return {(run.name, run.seed): run for run in map(from_json, entries)}
+    """The record of a chapter's runs by name and seed; ``python -m tools.records.sweep CHAPTER`` makes it."""
+    return {(run.name, run.seed): run for run in map(from_json, read_record(f"sweep_{chapter}")["runs"])}

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from dpo_core.course.records import read_record
 from dpo_core.course.widgets.embed import embed
 from dpo_core.errors import InputError
 
-__all__ = ["RECORD", "RunExplorer"]
-
-RECORD = Path(__file__).resolve().parents[3] / "benchmarks" / "results" / "run_record.json"
+__all__ = ["RunExplorer"]
 
 
 @dataclass(frozen=True)
 class RunExplorer:
-    """Curves and sampled answers of a run, with a slider for the step; ``benchmarks/run_record.py`` makes such records.
+    """Curves and sampled answers of a run, with a slider for the step; ``tools/records/run_record.py`` makes
+    such records.
 
     Args:
         record: ``rows`` of the history and ``stations`` with answers, both with their ``step``, and the ``prompts``.
@@ -38,20 +36,14 @@ class RunExplorer:
 
     def __post_init__(self) -> None:
         if not self.record["rows"] or self.record["rows"][0]["step"] != 0 or self.record["stations"][0]["step"] != 0:
-            raise InputError("the record of a run has to begin with step 0: run benchmarks/run_record.py again")
+            raise InputError("the record of a run has to begin with step 0: run `make records`")
         if any(len(station["answers"]) != len(self.record["prompts"]) for station in self.record["stations"]):
-            raise InputError("a station of the record has not one answer a prompt: run benchmarks/run_record.py again")
+            raise InputError("a station of the record has not one answer a prompt: run `make records`")
 
     @classmethod
-    def stored(cls, file: Path = RECORD) -> RunExplorer:
-        """The run that is kept with the course.
-
-        Raises:
-            InputError: there is no record, as where only the package is installed.
-        """
-        if not file.exists():
-            raise InputError(f"no record of a run at {file}: make one with benchmarks/run_record.py")
-        return cls(json.loads(file.read_text(encoding="utf-8")))
+    def stored(cls) -> RunExplorer:
+        """The run that is kept with the course."""
+        return cls(read_record("run_record"))
 
     def values(self) -> dict[str, float]:
         """What was last logged up to the step: nats a pair, and nats an answer for the KL."""

@@ -1,8 +1,8 @@
 """Every exhibit of chapter 07's museum with fresh seeds, and what ``diagnose`` calls it.
 
-Run as ``python benchmarks/museum.py``, or with names of exhibits to make only these anew. It writes
-``benchmarks/results/museum.json`` after every run: the curves, four sampled answers of each run, the judge's score, and
-the verdicts, which chapter 07 shows as a table.
+Run as ``python -m tools.records.museum``, or with names of exhibits to make only these anew. It writes
+``dpo_core/course/records/museum.json`` after every run: the curves, four sampled answers of each run, the judge's
+score, and the verdicts, which chapter 07 shows as a table.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import sys
 import time
 
 import torch
-from machine import model_hash, provenance, write_runs
 
-from dpo_core.course.museum import EXHIBITS, PROMPTS, RECORD, expected, score, verdict, visit
+from benchmarks.machine import model_hash, provenance, write_runs
+from dpo_core.course.museum import EXHIBITS, PROMPTS, expected, score, verdict, visit
+from dpo_core.course.records import record_file
 from dpo_core.diagnose import diagnose
 from dpo_core.generate import generate
 from dpo_core.metrics import History
 
 SEEDS = (0, 1, 2)
+RECORD = record_file("museum")
 
 
 def run(name: str, seed: int) -> dict[str, object]:
@@ -54,7 +56,7 @@ def kept(names: list[str]) -> dict[tuple[object, object], dict[str, object]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    made_on = provenance() | {"command": "python benchmarks/museum.py", "model": model_hash()}
+    made_on = provenance() | {"command": "python -m tools.records.museum", "model": model_hash()}
     done = kept(sys.argv[1:] or list(EXHIBITS))
     for seed in SEEDS:
         for name in EXHIBITS:

@@ -1,28 +1,29 @@
 """The failure museum's healthy run, recorded on the way: its curves, and every ten steps what its model writes.
 
-Run as ``python benchmarks/run_record.py``. It writes ``benchmarks/results/run_record.json``, from which the step
-through a training run is drawn.
+Run as ``python -m tools.records.run_record``. It writes ``dpo_core/course/records/run_record.json``, from which the
+step through a training run is drawn.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import provenance
 
+from benchmarks.machine import provenance
 from dpo_core.course.museum import PROMPTS, pairs, trainer
+from dpo_core.course.records import record_file
 from dpo_core.generate import generate
 from dpo_core.metrics import History
 from dpo_core.pocket.judge import PocketJudge
 from dpo_core.watch import watch
 
-RECORD = Path(__file__).resolve().parent / "results" / "run_record.json"
+RECORD = record_file("run_record")
 SEED = 0
-SETTINGS = {"steps": 50, "eval_every": 10, "log_every": 2}  # else as museum.healthy: 400 short pairs, each met once
+# Else as museum.healthy: 400 short pairs, each met once
+SETTINGS: dict[str, Any] = {"steps": 50, "eval_every": 10, "log_every": 2}
 SHOWN = 4  # of the sixteen prompts, none of whose topics occurs in a pair: those whose answers change most often
 KEPT = {  # of each row, by the name under which the explorer has it
     "loss": "loss",
@@ -33,7 +34,7 @@ KEPT = {  # of each row, by the name under which the explorer has it
 }
 
 
-def record() -> dict[str, object]:
+def record() -> dict[str, Any]:
     """The run, with four digits of each figure."""
     judge = PocketJudge()
     run = trainer(SEED, *pairs(SEED), **SETTINGS)
@@ -46,7 +47,9 @@ def record() -> dict[str, object]:
         if "kl/policy_ref" not in row:
             return
         answers = generate(run.model, run.encoding, PROMPTS, max_new_tokens=120, seed=0)
-        told = [{"text": a.text, "reward": round(judge.score(a.prompt, a.text), 2)} for a in answers]
+        told: list[dict[str, Any]] = [
+            {"text": a.text, "reward": round(judge.score(a.prompt, a.text), 2)} for a in answers
+        ]
         stations.append({"step": int(row["step"]), "answers": told})
         print(f"step {row['step']:4}  KL {row['kl/policy_ref']:.2f}  {told[0]['text'][:60]!r}", flush=True)
 
@@ -66,7 +69,7 @@ def record() -> dict[str, object]:
 if __name__ == "__main__":
     started = time.process_time()
     torch.set_num_threads(1)
-    found = provenance() | record()
+    found = provenance() | {"command": "python -m tools.records.run_record"} | record()
     found["cpu_seconds"] = round(time.process_time() - started)
     RECORD.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written: {RECORD.name}, {RECORD.stat().st_size // 1024} KiB, {found['cpu_seconds']} s of CPU")

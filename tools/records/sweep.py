@@ -1,8 +1,8 @@
 """The runs that a chapter compares, each with three seeds, and what was measured on their way.
 
-Run as ``python benchmarks/sweep.py 08``, with names of runs behind it to make only these anew. It writes
-``benchmarks/results/sweep_08.json`` after every run, and goes on with what is missing there. Runs of another model than
-the shipped one are not kept.
+Run as ``python -m tools.records.sweep 08``, with names of runs behind it to make only these anew. It writes
+``dpo_core/course/records/sweep_08.json`` after every run, and goes on with what is missing there. Runs of another model
+than the shipped one are not kept.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from machine import model_hash, provenance, write_runs
 
-from dpo_core.course.sweeps import RESULTS, SEEDS, Run, follow, to_json
+from benchmarks.machine import model_hash, provenance, write_runs
+from dpo_core.course.records import record_file
+from dpo_core.course.sweeps import SEEDS, Run, follow, to_json
 
 
 def kept(file: Path) -> list[dict]:
@@ -26,10 +27,10 @@ def kept(file: Path) -> list[dict]:
 
 
 def main(chapter: str, anew: list[str]) -> None:
-    runs, file = import_module(f"dpo_core.course.sweeps.chapter_{chapter}"), RESULTS / f"sweep_{chapter}.json"
+    runs, file = import_module(f"dpo_core.course.sweeps.chapter_{chapter}"), record_file(f"sweep_{chapter}")
     every = runs.RUNS | getattr(runs, "SAMPLED", {})
     done = {(e["seed"], e["name"]): e for e in kept(file) if e["name"] in every and e["name"] not in anew}
-    made_on = provenance() | {"command": f"python benchmarks/sweep.py {chapter}", "model": model_hash()}
+    made_on = provenance() | {"command": f"python -m tools.records.sweep {chapter}", "model": model_hash()}
     more_seeds = getattr(runs, "MORE_SEEDS", {})
     wanted = [(seed, name) for name in every for seed in more_seeds.get(name, SEEDS)]
     for seed, name in sorted(wanted, key=lambda one: one[0]):
