@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from machine import in_process, provenance
 
 from dpo_core.data import EncodedPair, audit_pairs
+from dpo_core.device import best_device
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.pairs import PreferencePair, load_pairs
 from dpo_core.precision import choose
@@ -68,7 +69,7 @@ class Work:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return best_device()
 
     def schedule(self) -> list[int]:
         """Which batch each step takes: one for warm-up, then all of them, ``passes`` times."""
@@ -89,8 +90,8 @@ class Log:
 
 
 def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
     return time.perf_counter()
 
 
@@ -478,7 +479,7 @@ def main() -> None:
             str(folder / "start"),
             options.batch_size,
             options.passes,
-            choose("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            choose("auto", best_device()),
         )
         trials = trl_trials(work, folder) if "TRL best" in options.variants else {}
         if trials:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import multiprocessing
 import random
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import RLock
+from typing import Any
 
 import torch
 from machine import provenance
@@ -36,6 +38,9 @@ from dpo_core.model import GPT, GPTConfig
 from dpo_core.pairs import PreferencePair
 from dpo_core.trainer import DPOConfig, DPOTrainer
 
+# Not forks of this process: where torch sees an accelerator, they could not train once this process has.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["dpo_core.trainer"])
 RESULTS = Path(__file__).with_name("results") / "kills.json"
 STEPS = 24
 
@@ -55,50 +60,52 @@ def trainer_in(folder: Path, lora: bool) -> DPOTrainer:
     return DPOTrainer(model, encoding, pairs, config, folder)
 
 
-def train(folder: Path, lora: bool, say: Callable[[int], None] = lambda step: None) -> None:
+def train(folder: Path, lora: bool, say: Callable[[str], None] = lambda step: None) -> None:
     """Begin the run or go on with it, and say each step whose checkpoint is written."""
     trainer = trainer_in(folder, lora)
     save = trainer._save
 
     def saying() -> str:
         text = save()
-        say(trainer.step)
+        say(str(trainer.step))
         return text
 
     trainer._save = saying  # type: ignore[method-assign]
     trainer.train(progress=False, resume=bool(list_checkpoints(folder)))
 
 
-def in_child(work: Callable[[Callable[[str], None]], None], after: float | None) -> tuple[bool, list[str]]:
+def _say_to(mouth: Any, work: Callable[..., None], arguments: tuple) -> None:
+    tqdm.set_lock(RLock())  # tqdm's own is shared by processes, and one that is killed may hold it
+    torch.set_num_threads(1)
+    mouth.send("ready")
+    work(*arguments, mouth.send)
+
+
+def in_child(after: float | None, work: Callable[..., None], *arguments: Any) -> tuple[bool, list[str]]:
     """Do some work in a process of its own, and kill it ``after`` so many seconds.
 
     Args:
-        work: is given a function to say a line with.
         after: None lets it end.
+        work: a module's function; is given the arguments, and a function to say something with.
+        arguments: for the work.
     Returns:
-        Whether it was killed, and the lines it said.
+        Whether it was killed, and what it said.
     """
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        status = 1
-        tqdm.set_lock(RLock())  # tqdm's own is shared by processes, and one that is killed may hold it
-        try:
-            torch.set_num_threads(1)
-            work(lambda line: os.write(writing, f"{line}\n".encode()) and None)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writing)
-    if after is not None:
-        time.sleep(after)
-        os.kill(child, signal.SIGKILL)
-    with os.fdopen(reading) as pipe:
-        said = pipe.read().split("\n")[:-1]
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or status == 0, f"the child failed by itself: {status}"
-    return os.WIFSIGNALED(status), said
+    ear, mouth = PROCESSES.Pipe(duplex=False)
+    child = PROCESSES.Process(target=_say_to, args=(mouth, work, arguments))
+    child.start()
+    mouth.close()
+    said = []
+    with ear, suppress(EOFError):
+        ear.recv()  # that it is ready
+        if after is not None:
+            time.sleep(after)
+            child.kill()
+        while True:
+            said.append(ear.recv())
+    child.join()
+    assert child.exitcode in (0, -signal.SIGKILL), f"the child failed by itself: {child.exitcode}"
+    return child.exitcode != 0, said
 
 
 def remains(folder: Path) -> str:
@@ -115,7 +122,6 @@ def remains(folder: Path) -> str:
 def kill_training(folder: Path, kills: int, seed: int) -> dict[str, object]:
     """Kill runs until there were so many kills, and compare each run that came to its end."""
     rng, moments = random.Random(seed), Counter[str]()
-    train(folder / "first", lora=True)  # what torch does once is done before the processes part
     started = time.monotonic()
     for lora in (False, True):
         train(folder / f"whole-{lora}", lora)
@@ -126,7 +132,7 @@ def kill_training(folder: Path, kills: int, seed: int) -> dict[str, object]:
         said: list[int] = []
         while True:
             after = rng.uniform(0, lasting) if done < kills else None
-            killed, lines = in_child(lambda say: train(run, lora, lambda step: say(str(step))), after)  # noqa: B023
+            killed, lines = in_child(after, train, run, lora)
             said += map(int, lines)
             if not killed:
                 break
@@ -169,7 +175,7 @@ def kill_labelling(folder: Path, kills: int, seed: int) -> dict[str, object]:
         acknowledged: list[str] = []
         for _ in range(min(20, kills - done)):
             after = rng.uniform(0, 0.3)
-            killed, said = in_child(lambda say: label(path, len(acknowledged), say), after)  # noqa: B023
+            killed, said = in_child(after, label, path, len(acknowledged))
             done += killed
             with LabelSession(path) as session:
                 mended += any("incomplete" in note for note in session.notes)

@@ -39,6 +39,7 @@ __all__ = [
     "cached",
     "delayed_interrupt",
     "fingerprint",
+    "kept_precision",
     "learned",
     "list_checkpoints",
     "load_best",
@@ -226,6 +227,20 @@ def read_state(folder: Path) -> dict[str, Any]:
     except InputError as error:
         raise _damaged(folder, error) from error
     return state
+
+
+def kept_precision(run: Path) -> str | None:
+    """Find the precision in which a run's newest checkpoint was computed.
+
+    Args:
+        run: folder of the run.
+    Returns:
+        Nothing if no checkpoint tells; one that is damaged is refused where it is resumed.
+    """
+    for folder in list_checkpoints(run)[-1:]:
+        with suppress(InputError):
+            return read_state(folder).get("precision")
+    return None
 
 
 def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.AdamW, stepped: bool) -> None:

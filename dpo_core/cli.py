@@ -25,6 +25,7 @@ from dpo_core.checkpoint import list_checkpoints, save_trained, writable_folder,
 from dpo_core.collect import ask_which, pocket_pairs, sampled_pairs, typed_pairs
 from dpo_core.config import DPOConfig
 from dpo_core.data import PreferencePair, audit_pairs, load_pairs, same_prompt, save_pairs
+from dpo_core.device import best_device
 from dpo_core.distributed import launched, print_error, processes, rank
 from dpo_core.errors import InputError, printable
 from dpo_core.evaluate import wilson_interval
@@ -105,7 +106,7 @@ def _load(name: str) -> GPT:
         )
     model = load_merged(final if of_run else name)
     load_tokenizer(model.config.tokenizer)  # an unknown one is better found out before any work
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(best_device())
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -224,7 +225,7 @@ def _pretrain(args: argparse.Namespace) -> None:
     config = GPTConfig(encoding.n_vocab, *shape, tokenizer=args.tokenizer)
     documents = text_documents(encoding, _read_text(args.data), args.context)
     torch.manual_seed(args.seed)
-    _train_lm(args, GPT(config).to("cuda" if torch.cuda.is_available() else "cpu"), documents, args.lr)
+    _train_lm(args, GPT(config).to(best_device()), documents, args.lr)
 
 
 def _sft(args: argparse.Namespace) -> None:
@@ -349,7 +350,7 @@ def _reward_accuracy(
     print(audit.report())
     kept = audit.kept
     logps = [reference_logps(model, kept, progress=True) for model in (policy, reference)]
-    margins = args.beta * (logps[0] - logps[1]) @ torch.tensor([1.0, -1.0])  # (pairs,)
+    margins = args.beta * (logps[0] - logps[1]) @ torch.tensor([1.0, -1.0], device="cpu")  # (pairs,)
     right, count, margin = int((margins > 0).sum()), len(kept), float(margins.mean())
     low, high = wilson_interval(right, count)
     print(f"reward accuracy {right / count:.3f} [{low:.3f}, {high:.3f}] on {count} pairs, margin {margin:+.3f}")

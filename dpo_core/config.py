@@ -53,7 +53,7 @@ class DPOConfig:
     log_every: int = 10  # steps averaged in one row of the history: higher is smoother
     save_every: int | None = None  # steps between checkpoints: lower loses less to a crash; None writes none
     seed: int = 0  # of the split and the order of the pairs
-    precision: str = "float32"  # "bf16" and "fp16" compute faster and coarser where supported; "auto" finds out
+    precision: str = "float32"  # "bf16" and "fp16" compute faster and coarser where supported; "auto" chooses
     reference: str = "cached"  # or "live", or with LoRA "adapter_off"; see above
     parallel: str = "ddp"  # under torchrun; "fsdp" spreads the model over the processes: less memory, more traffic
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import tiktoken
 import torch
@@ -259,14 +260,15 @@ def collate(encoded: Sequence[EncodedPair]) -> PreferenceBatch:
     [(1, 7), (2, 9), (1, 8), (4, 9)]
     """
     B, T = len(encoded), max(map(len, encoded))
-    ids, positions, segments = (torch.full((B, T), fill) for fill in (0, 0, -1))
+    numbers = partial(torch.tensor, device="cpu")  # whatever torch's default device is
+    ids, positions, segments = (torch.full((B, T), fill, device="cpu") for fill in (0, 0, -1))
     kept: list[int] = []
     source, target, place = [], [], []
     for row, e in enumerate(encoded):
         p, c, r = len(e.prompt), len(e.chosen), len(e.rejected)
-        ids[row, : p + c + r] = torch.tensor(e.prompt + e.chosen + e.rejected)
-        positions[row, : p + c + r] = torch.tensor([*range(p + c), *range(p, p + r)])
-        segments[row, : p + c + r] = torch.tensor([0] * p + [1] * c + [2] * r)
+        ids[row, : p + c + r] = numbers(e.prompt + e.chosen + e.rejected)
+        positions[row, : p + c + r] = numbers([*range(p + c), *range(p, p + r)])
+        segments[row, : p + c + r] = numbers([0] * p + [1] * c + [2] * r)
         source += [len(kept) + t for t in (*range(p - 1, p + c - 1), p - 1, *range(p + c, p + c + r - 1))]
         kept += range(row * T, row * T + p + c + r)
         target += e.chosen + e.rejected
@@ -275,12 +277,12 @@ def collate(encoded: Sequence[EncodedPair]) -> PreferenceBatch:
         ids=ids,
         positions=positions,
         segments=segments,
-        chosen_lengths=torch.tensor([len(e.chosen) for e in encoded]),
-        rejected_lengths=torch.tensor([len(e.rejected) for e in encoded]),
-        kept=torch.tensor(kept),
-        source=torch.tensor(source),
-        target=torch.tensor(target),
-        place=torch.tensor(place),
+        chosen_lengths=numbers([len(e.chosen) for e in encoded]),
+        rejected_lengths=numbers([len(e.rejected) for e in encoded]),
+        kept=numbers(kept),
+        source=numbers(source),
+        target=numbers(target),
+        place=numbers(place),
     )
 
 
@@ -292,9 +294,9 @@ def batches(count: int, size: int, seed: int) -> Iterator[list[int]]:
     >>> [len(batch) for batch in first_epoch], sorted(sum(first_epoch, []))
     ([2, 2, 1], [0, 1, 2, 3, 4])
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     while True:
-        order = torch.randperm(count, generator=generator).tolist()
+        order = torch.randperm(count, generator=generator, device="cpu").tolist()
         yield from (order[start : start + size] for start in range(0, count, size))
 
 

@@ -135,7 +135,7 @@ def gather(rows: Tensor, count: int | None = None) -> Tensor:
 
 def anywhere(flag: bool) -> bool:
     """Whether the flag is set in any process; all have to call it, and wait for each other."""
-    return bool(gather(torch.tensor([flag])).any())
+    return bool(gather(torch.tensor([flag], device="cpu")).any())
 
 
 # The model in several processes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import tiktoken
 import torch
@@ -126,13 +127,14 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], resamples: int = 10
         raise InputError("one pair tells nothing about the spread: give at least two")
     if resamples < 1:
         raise InputError(f"resamples must be at least 1, not {resamples}")
-    differences = torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)  # (n,)
-    generator = torch.Generator().manual_seed(seed)
+    scores = partial(torch.tensor, dtype=torch.float64, device="cpu")
+    differences = scores(a) - scores(b)  # (n,)
+    generator = torch.Generator("cpu").manual_seed(seed)
     n = len(differences)
     means = torch.stack(
-        [differences[torch.randint(n, (n,), generator=generator)].mean() for _ in range(resamples)]
+        [differences[torch.randint(n, (n,), generator=generator, device="cpu")].mean() for _ in range(resamples)]
     )  # (resamples,)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = means.quantile(scores([0.025, 0.975])).tolist()
     return Difference(differences.mean().item(), low, high)
 
 
@@ -235,19 +237,21 @@ def _answer_kl(
     texts = [prompt + answer[:-1] for prompt, answer in samples]  # nothing is predicted after the last token
     width = max(map(len, texts))
     ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=policy.device)  # (B, T)
-    columns = torch.arange(width)
+    columns = torch.arange(width, device=policy.device)
     predicts = torch.stack(
         [(columns >= len(prompt) - 1) & (columns < len(text)) for (prompt, _), text in zip(samples, texts)]
-    ).to(policy.device)  # (B, T), True where the logits predict a token of the answer
+    )  # (B, T), True where the logits predict a token of the answer
     rows = predicts.nonzero()[:, 0]  # (N,)
     states_p, states_q = policy.hidden(ids)[predicts], reference.hidden(ids)[predicts]  # (N, C)
-    total = torch.zeros(len(samples), dtype=torch.float64, device=policy.device)
+    parts = []
     for at in range(0, len(rows), chunk):  # so that (N, V) never exists whole
         part = slice(at, at + chunk)
         log_p = policy.logits(states_p[part])[:, :vocabulary].float().log_softmax(-1)
         log_q = reference.logits(states_q[part])[:, :vocabulary].float().log_softmax(-1)
-        total.index_add_(0, rows[part], (log_p.exp() * (log_p - log_q)).sum(-1).double())
-    return total.cpu()
+        parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    # Added up on the CPU: on a GPU the order of the sums, and so the last digit, would be left to chance.
+    total = torch.zeros(len(samples), dtype=torch.float64, device="cpu")
+    return total.index_add_(0, rows.cpu(), torch.cat(parts).cpu().double())
 
 
 def _check_paired(a: Sequence[float], b: Sequence[float]) -> None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from dpo_core.data import EncodedPair, PreferenceBatch, by_length, collate
 from dpo_core.model import GPT
+from dpo_core.precision import compute_dtype
 
 __all__ = ["head_logps", "pair_logps", "reference_logps", "sequence_logps", "token_logps"]
 
@@ -67,9 +68,8 @@ class _HeadLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
-        device = states.device.type
         ctx.chunk, ctx.dtypes = chunk, (states.dtype, weight.dtype)
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        dtype = compute_dtype(weight)
         states, weight = states.to(dtype), weight.to(dtype)
         logps = states.new_empty(len(states), dtype=torch.float32)
         ctx.last = None
@@ -188,7 +188,7 @@ def reference_logps(
     >>> reference_logps(model, [EncodedPair([1, 2], [3, 10], [4, 10], PreferencePair("", "", ""))]).shape
     torch.Size([1, 2])
     """
-    out, device = torch.zeros(len(encoded), 2), next(model.parameters()).device
+    out, device = torch.zeros(len(encoded), 2, device="cpu"), next(model.parameters()).device
     groups = by_length(encoded, range(len(encoded)), batch_size)
     for indices in tqdm(groups, desc="log-probs", leave=False, disable=None if progress else True):
         batch = collate([encoded[i] for i in indices]).to(device)

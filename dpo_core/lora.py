@@ -133,7 +133,7 @@ def add_lora(model: GPT, config: LoRAConfig = LoRAConfig(), seed: int = 0) -> No
             kinds = ", ".join(sorted({name.split(".", 2)[-1] for name in linear}))
             raise InputError(f"no linear layer is called {target!r}; there are {kinds}, each as in h.0.mlp.c_fc, too")
     model.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     for name in linear:
         if any(name in names for names in chosen.values()):
             model.set_submodule(name, LoRALinear(linear[name], config, generator))

@@ -77,7 +77,7 @@ class MetricSums:
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Count in (B,) values of further pairs, each time under the same names."""
-        values = torch.stack(list(metrics.values()))  # (names, B); one transfer from the device, not one per name
+        values = torch.stack(list(metrics.values())).cpu()  # (names, B); one transfer from the device, not one per name
         for name, total in zip(metrics, values.double().sum(1).tolist()):
             self.sums[name] = self.sums.get(name, 0.0) + total
         self.count += values.shape[1]

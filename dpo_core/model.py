@@ -23,6 +23,7 @@ from torch import Tensor
 from dpo_core.errors import InputError
 from dpo_core.files import read_tensors, tensor_layout, written
 from dpo_core.hf_layout import PUBLISHED, check_layout, checkpoint_files, described, from_hf, read_config, to_hf
+from dpo_core.precision import compute_dtype
 
 __all__ = ["GPT", "GPTConfig", "KVCache", "PUBLISHED"]
 
@@ -56,14 +57,34 @@ class GPTConfig:
             raise InputError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn a mask into what is added to the scores, once for all layers.
+
+    Left to ``scaled_dot_product_attention``, each layer would make its own and keep it for the backward pass. Rows
+    begin at multiples of 8 numbers, without which its CUDA kernel would copy the bias.
+
+    Args:
+        mask: (..., T, S) bool, True where attention is allowed.
+        dtype: of the scores.
+    Returns:
+        (..., T, S) 0 where attention is allowed, else -inf.
+
+    >>> attention_bias(torch.tensor([[True, False]]), torch.float32)
+    tensor([[0., -inf]])
+    """
+    S = mask.shape[-1]
+    rows = torch.zeros(*mask.shape[:-1], -(-S // 8) * 8, dtype=dtype, device=mask.device)
+    return rows[..., :S].masked_fill_(~mask, -torch.inf)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
     """Values mixed by the softmax of query times key.
 
     Args:
         q: (B, H, T, C/H).
         k: (B, H, S, C/H), as v.
         v: what is mixed.
-        mask: bool, broadcastable to (B, H, T, S), True where attention is allowed; causal if not given.
+        bias: of ``attention_bias``, broadcastable to (B, H, T, S); causal if not given.
         dropout: share of the attention weights that is dropped.
     Returns:
         (B, H, T, C/H).
@@ -74,23 +95,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float)
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # where torch's kernel takes several times as long
         with torch.autocast("cpu", enabled=False):
-            return _attend_in_products(q, k, v, mask, dropout)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout)
+            return _attend_in_products(q, k, v, bias, dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, dropout_p=dropout)
 
 
-def _attend_in_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _attend_in_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
     B, H, T, D = q.shape
     S = k.shape[2]
-    if mask is None:
-        mask = torch.ones(T, S, dtype=torch.bool).tril(S - T)
-    bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -torch.inf).expand(B, H, T, S)
+    if bias is None:
+        bias = attention_bias(torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T), q.dtype)
+    bias = bias.expand(B, H, T, S)
     flat_q, flat_k, flat_v = (x.reshape(B * H, -1, D) for x in (q, k, v))
     scores = torch.baddbmm(bias.reshape(B * H, T, S), flat_q, flat_k.mT, alpha=D**-0.5)
     return (F.dropout(scores.softmax(-1), dropout) @ flat_v).view(B, H, T, D)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; causal unless a mask says otherwise."""
+    """Multi-head self-attention; causal unless a bias says otherwise."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -100,24 +121,24 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None, kept: Tensor | None
+        self, x: Tensor, bias: Tensor | None, past: tuple[Tensor, Tensor] | None, kept: Tensor | None
     ) -> tuple[Tensor, Any]:
         C, dropout = x.shape[-1], self.dropout if self.training else 0.0
         qkv = self.c_attn(x)  # (B, T, 3C), or (N, 3C) if padding is left out
-        if kept is not None and mask is not None and x.device.type == "cpu":  # row by row, each as long as it is
-            lengths = torch.bincount(kept // mask.shape[-1], minlength=len(mask)).tolist()
+        if kept is not None and bias is not None and x.device.type == "cpu":  # row by row, each as long as it is
+            lengths = torch.bincount(kept // bias.shape[-1], minlength=len(bias)).tolist()
             rows = [
                 attend(*self._heads(row[None]), only[:, :, :T, :T], dropout).transpose(1, 2).reshape(T, C)
-                for row, only, T in zip(qkv.split(lengths), mask.split(1), lengths)
+                for row, only, T in zip(qkv.split(lengths), bias.split(1), lengths)
             ]
             return F.dropout(self.c_proj(torch.cat(rows)), self.dropout, self.training), None
-        if kept is not None and mask is not None:  # only here do rows matter: put the tokens back into them
-            B, T = mask.shape[0], mask.shape[-1]
+        if kept is not None and bias is not None:  # only here do rows matter: put the tokens back into them
+            B, T = bias.shape[0], bias.shape[-1]
             qkv = qkv.new_zeros(B * T, 3 * C).index_copy(0, kept, qkv).view(B, T, 3 * C)
         q, k, v = self._heads(qkv)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        y = attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)  # (B, T, C)
+        y = attend(q, k, v, bias, dropout).transpose(1, 2).flatten(2)  # (B, T, C)
         y = y if kept is None else y.flatten(0, 1)[kept]
         return F.dropout(self.c_proj(y), self.dropout, self.training), (k, v)
 
@@ -151,9 +172,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None, kept: Tensor | None
+        self, x: Tensor, bias: Tensor | None, past: tuple[Tensor, Tensor] | None, kept: Tensor | None
     ) -> tuple[Tensor, Any]:
-        attended, present = self.attn(self.ln_1(x), mask, past, kept)
+        attended, present = self.attn(self.ln_1(x), bias, past, kept)
         x = x + attended
         return x + self.mlp(self.ln_2(x)), present
 
@@ -231,11 +252,12 @@ class GPT(nn.Module):
         if mask is None and past_length:
             steps = torch.arange(past_length + ids.shape[1], device=ids.device)
             mask = steps <= steps[past_length:, None]  # (T, T_past + T)
+        bias = None if mask is None else attention_bias(mask, compute_dtype(self.wte.weight))
         if kept is not None:
             ids, positions = ids.flatten()[kept], positions.flatten()[kept]  # (N,)
         x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)  # (B, T, C) or (N, C)
         for i, block in enumerate(self.h):
-            x, present = block(x, mask, cache[i] if cache and i < len(cache) else None, kept)
+            x, present = block(x, bias, cache[i] if cache and i < len(cache) else None, kept)
             if cache is not None:
                 cache[i : i + 1] = [present]
         return self.ln_f(x)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dpo_core.device import FUSED_ADAMW
 from dpo_core.errors import InputError
 from dpo_core.logprobs import head_logps
 from dpo_core.lora import adapters
@@ -42,7 +43,7 @@ class LMConfig:
     weight_decay: float = 0.1  # on matrices; pulls weights to zero
     max_grad_norm: float = 1.0
     optimizer: str = "adamw"  # "muon" for training from scratch; fine-tuning stays with AdamW
-    precision: str = "float32"  # "bf16" is faster where there are units for it; "auto" measures that
+    precision: str = "float32"  # "bf16" is faster where there are units for it; "auto" looks for them
     seed: int = 0
 
 
@@ -81,10 +82,10 @@ def language_model_loss(model: GPT, documents: Sequence[Document]) -> tuple[Tens
     1
     """
     width = max(len(d.ids) for d in documents)
-    ids = torch.zeros(len(documents), width, dtype=torch.long)
-    counts = torch.zeros(len(documents), width, dtype=torch.bool)
+    ids = torch.zeros(len(documents), width, dtype=torch.long, device="cpu")
+    counts = torch.zeros(len(documents), width, dtype=torch.bool, device="cpu")
     for row, document in enumerate(documents):
-        ids[row, : len(document.ids)] = torch.as_tensor(document.ids)
+        ids[row, : len(document.ids)] = torch.as_tensor(document.ids, device="cpu")
         counts[row, document.start : len(document.ids)] = True
     ids, counts = ids.to(model.device), counts.to(model.device)
     states = model.hidden(ids[:, :-1])[counts[:, 1:]]  # (N, C): logits only where a token counts
@@ -114,7 +115,8 @@ def _adamw(model: GPT, config: LMConfig) -> list[torch.optim.Optimizer]:
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)]
+    fused = model.device.type in FUSED_ADAMW
+    return [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=fused)]
 
 
 def _muon(model: GPT, config: LMConfig) -> list[torch.optim.Optimizer]:
@@ -128,7 +130,13 @@ def _muon(model: GPT, config: LMConfig) -> list[torch.optim.Optimizer]:
             weight_decay=config.weight_decay,
             dtype=DTYPES[no_fp16(config.precision, model.device)],
         ),
-        torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(
+            others,
+            lr=config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            fused=model.device.type in FUSED_ADAMW,
+        ),
     ]
 
 

@@ -97,7 +97,7 @@ def check_resumable(folder: Path, state: dict[str, Any], config: DPOConfig, prec
     if changed:
         raise InputError(f"{folder} was written with other settings ({'; '.join(changed)}); resume with the same")
     if (before := state.get("precision", precision)) != precision:
-        raise InputError(f"{folder} was computed in {before}, this would be {precision}; resume where the run began")
+        raise InputError(f"{folder} was computed in {before}, this would be {precision}; resume with the same")
     if state["key"] != key:
         raise InputError(f"{folder} was trained from other weights or on other data; resume with the same")
 

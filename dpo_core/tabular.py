@@ -66,7 +66,8 @@ def example_world() -> TabularWorld:
     >>> world.answers[1][int(world.reference[1].argmax())]
     'It mirrors the sea.'
     """
-    table = torch.tensor([list(rows.values()) for rows in EXAMPLE.values()], dtype=torch.float64)  # (X, Y, 2)
+    numbers = [list(rows.values()) for rows in EXAMPLE.values()]
+    table = torch.tensor(numbers, dtype=torch.float64, device="cpu")  # (X, Y, 2)
     answers = tuple(tuple(rows) for rows in EXAMPLE.values())
     return TabularWorld(tuple(EXAMPLE), answers, (table[..., 0] / 100).log(), table[..., 1])
 
@@ -77,7 +78,8 @@ def random_world(prompts: int = 3, answers: int = 5, seed: int = 0) -> TabularWo
     >>> random_world(prompts=2, answers=4).rewards.shape
     torch.Size([2, 4])
     """
-    draw = torch.randn(2, prompts, answers, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    draw = torch.randn(2, prompts, answers, dtype=torch.float64, generator=generator, device="cpu")
     texts = tuple(tuple(f"answer {y}" for y in range(answers)) for _ in range(prompts))
     return TabularWorld(tuple(f"prompt {x}" for x in range(prompts)), texts, draw[0].log_softmax(-1), draw[1])
 

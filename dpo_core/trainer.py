@@ -26,6 +26,7 @@ from dpo_core.checkpoint import (
     cached,
     delayed_interrupt,
     fingerprint,
+    kept_precision,
     learned,
     list_checkpoints,
     load_best,
@@ -48,6 +49,7 @@ from dpo_core.data import (
     collate,
     split_by_prompt,
 )
+from dpo_core.device import FUSED_ADAMW
 from dpo_core.distributed import (
     anywhere,
     exchanging,
@@ -134,7 +136,9 @@ class DPOTrainer:
         # Each answer under a prompt that is not its own, of which only kto wants to know.
         sets = {"training": self.training, "validation": self.validation} if config.loss == "kto" else {}
         self.mismatched = {name: mismatched_pairs(name, encoded, max_length) for name, encoded in sets.items()}
-        self.precision = choose(config.precision, model.device)
+        # A run that decided for itself goes on in what it decided then, also on another machine.
+        kept = kept_precision(self.output) if self.output and config.precision == "auto" else None
+        self.precision = choose(kept or config.precision, model.device)
         if anywhere(self.precision == "float32"):
             self.precision = "float32"
         # fp16 has so small a range that gradients are scaled up to stay in it.
@@ -145,15 +149,16 @@ class DPOTrainer:
         self.policy = parallel(model, config.parallel)  # the model, as all processes call it
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, weight_decay=config.weight_decay, fused=model.device.type in ("cpu", "cuda")
+            self.parameters, weight_decay=config.weight_decay, fused=model.device.type in FUSED_ADAMW
         )
         self.step = 0
         self.history = History()
         self.best: dict[str, Tensor] | None = None  # weights of the history's kept_row, if there is patience
         self.sums = MetricSums()  # since the last row
-        file, key = self.output and self.output / "reference.safetensors", f"{self.key} {world_size()}"
+        # Numbers of another device or another share of the work are rounded otherwise, though the run is the same.
+        file, key = self.output and self.output / "reference.safetensors", (self.key, model.device.type, world_size())
         with sole_use(self.output):
-            self.reference = cached(file, key, self._reference_logps)
+            self.reference = cached(file, " ".join(map(str, key)), self._reference_logps)
 
     @_alone
     def train(
@@ -255,11 +260,11 @@ class DPOTrainer:
             return pair_logps(self.reference_model or self.policy, batch)
 
     def _drift(self, name: str, indices: list[int]) -> Tensor | None:
-        """(2 B,) log-ratios of these pairs' answers under prompts that are not theirs; nothing if not kto."""
+        """(2 B,) log-ratios of these pairs' answers under prompts that are not theirs, on the CPU; none if not kto."""
         if not self.mismatched:
             return None
         now = self._logps([self.mismatched[name][i] for i in indices])
-        return (now - self.reference[f"mismatched {name}"][indices]).flatten().to(self.model.device)
+        return (now - self.reference[f"mismatched {name}"][indices]).flatten()
 
     def _score(
         self,
@@ -270,6 +275,7 @@ class DPOTrainer:
         mismatched: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         (chosen, rejected), (reference_chosen, reference_rejected), (n_w, n_l) = policy, reference, lengths
+        mismatched = None if mismatched is None else mismatched.to(chosen.device)
         logps = PairLogps(chosen, rejected, reference_chosen, reference_rejected, n_w, n_l, mismatched)
         out = self.loss(logps, beta)
         return out.loss, preference_metrics(out, chosen, rejected, reference_chosen, n_w, n_l)
@@ -307,7 +313,7 @@ class DPOTrainer:
         # The very batches of the reference, so that equal weights give a reward of exactly 0.
         policy = self._logps(self.validation).unbind(1)
         reference = self.reference["validation"].unbind(1)
-        lengths = torch.tensor([[len(e.chosen), len(e.rejected)] for e in self.validation]).unbind(1)
+        lengths = torch.tensor([[len(e.chosen), len(e.rejected)] for e in self.validation], device="cpu").unbind(1)
         drift = self._drift("validation", [*range(len(self.validation))])
         _, metrics = self._score(policy, reference, lengths, self.config.beta, drift)
         return {f"eval_{name}": float(values.mean()) for name, values in metrics.items()}

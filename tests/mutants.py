@@ -169,8 +169,8 @@ MUTANTS = [
     ),
     mutant(
         "every epoch has the same order", "data.py", "data trainer",
-        "generator = torch.Generator().manual_seed(seed)\n    while True:\n",
-        "while True:\n        generator = torch.Generator().manual_seed(seed)\n",
+        "generator = torch.Generator(\"cpu\").manual_seed(seed)\n    while True:\n",
+        "while True:\n        generator = torch.Generator(\"cpu\").manual_seed(seed)\n",
     ),
     mutant(
         "the reader swaps the labels", "pairs.py", "data",
@@ -420,8 +420,7 @@ MUTANTS = [
     ),
     mutant(
         "prompts are not drawn in pairs", "evaluate.py", "evaluate",
-        "torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)  # (n,)",
-        "torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)[torch.randperm(len(b))]",
+        "scores(a) - scores(b)  # (n,)", "scores(a) - scores(b)[torch.randperm(len(b))]",
     ),
     mutant(
         "answers run on after their end", "generate.py", "generate",
@@ -430,7 +429,7 @@ MUTANTS = [
     # The model
     mutant(
         "a token sees what follows", "model.py", "model logprobs",
-        "attn_mask=mask, is_causal=mask is None, dropout_p=dropout", "attn_mask=mask, dropout_p=dropout",
+        "attn_mask=bias, is_causal=bias is None, dropout_p=dropout", "attn_mask=bias, dropout_p=dropout",
     ),
     # What reads the curves
     mutant(

@@ -71,26 +71,27 @@ def test_killed_labelling_loses_nothing(tmp_path):
     assert (found["kills"], found["actions_lost"], found["sessions_that_differ"]) == (5, 0, 0)
 
 
+def train_to_a_deadly_call(run, call, fatal, say):
+    """Train, but end the process at the call of that number."""
+    module = shutil if call == "rmtree" else os
+    real, left = getattr(module, call), [fatal]
+
+    def deadly(*args, **kwargs):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+
+    setattr(module, call, deadly)
+    kills.train(run, False, say)
+
+
 @pytest.mark.parametrize("call", ["replace", "fsync", "rmtree"])
 def test_killed_at_calls_that_change_the_disk_a_whole_checkpoint_is_there(run, whole, call):
     """The process ends at the first, fourth, ... such call of a run; each time the newest checkpoint is whole."""
-    module = shutil if call == "rmtree" else os
-    real = getattr(module, call)
     for fatal in (1, 4, 9, 16):
         shutil.rmtree(run, ignore_errors=True)
-        said, left = [], [fatal]
-
-        def work(say, left=left):
-            def deadly(*args, **kwargs):
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args, **kwargs)
-
-            setattr(module, call, deadly)
-            kills.train(run, False, lambda step: say(str(step)))
-
-        killed, lines = kills.in_child(work, None)
+        killed, lines = kills.in_child(None, train_to_a_deadly_call, run, call, fatal)
         said = [int(line) for line in lines]
         newest = list_checkpoints(run)[-1:]
         assert (read_state(newest[0])["step"] if newest else 0) >= max(said, default=0)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import dpo_core.model
 from dpo_core.errors import InputError
-from dpo_core.model import GPT, PUBLISHED, GPTConfig, attend
+from dpo_core.model import GPT, PUBLISHED, GPTConfig, attend, attention_bias
+from dpo_core.precision import DTYPES, autocast
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {"vocab_size": 97, "n_positions": 24, "n_embd": 32, "n_layer": 3, "n_head": 4}
@@ -451,7 +453,7 @@ def attended(mask, dtype, heads=3, width=9, size=8):
     """Values and gradients of ``attend`` on the same random numbers."""
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(2, heads, width, size, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
-    mixed = attend(*parts, mask, dropout=0.0)
+    mixed = attend(*parts, mask if mask is None else attention_bias(mask, dtype), dropout=0.0)
     mixed.float().pow(2).sum().backward()
     return [mixed, *(part.grad for part in parts)]
 
@@ -462,6 +464,33 @@ def test_attention_in_bf16_is_that_in_float32(masked):
     mask = (mask.tril() | torch.eye(9, dtype=torch.bool)) if masked else None
     for low, full in zip(attended(mask, torch.bfloat16), attended(mask, torch.float32)):
         torch.testing.assert_close(low.float(), full, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("width", [1, 8, 13, 37])
+def test_rows_of_the_bias_begin_at_multiples_of_eight_numbers(width):
+    """Else CUDA's kernel copies the bias in each layer."""
+    mask = torch.rand(2, 1, width, width, generator=torch.Generator().manual_seed(0)) < 0.5
+    bias = attention_bias(mask, torch.float32)
+    assert bias.stride(-1) == 1 and all(stride % 8 == 0 for stride in bias.stride()[:-1])
+    assert torch.equal(bias, torch.zeros(mask.shape).masked_fill(~mask, -torch.inf))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_all_layers_share_one_bias_of_the_dtype_they_compute_in(precision, monkeypatch):
+    """A mask would be turned into one in each layer, and kept there for the backward pass."""
+    seen = []
+    real = dpo_core.model.attend
+
+    def noted(q, k, v, bias, dropout):
+        seen.append((bias.untyped_storage().data_ptr(), bias.dtype, q.dtype))
+        return real(q, k, v, bias, dropout)
+
+    monkeypatch.setattr(dpo_core.model, "attend", noted)
+    model, ids = small_gpt(), random_ids(2, 9)
+    with autocast(torch.device("cpu"), precision):
+        model(ids, mask=torch.ones(9, 9, dtype=torch.bool).tril())
+    assert len(seen) == model.config.n_layer > 1 and len(set(seen)) == 1
+    assert seen[0][1] == seen[0][2] == DTYPES[precision]
 
 
 def test_padding_left_out_changes_nothing(tiny_model):

@@ -522,7 +522,7 @@ def test_a_run_is_resumed_in_the_precision_it_was_computed_in(make, checkpointed
     state = json.loads(file.read_text())
     assert state["precision"] == "float32"
     file.write_text(json.dumps(state | {"precision": "bf16"}))
-    with pytest.raises(InputError, match=r"was computed in bf16, this would be float32; resume where the run began"):
+    with pytest.raises(InputError, match=r"was computed in bf16, this would be float32; resume with the same"):
         make(checkpointed).train(progress=False, resume=True)
 
 

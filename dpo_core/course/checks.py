@@ -47,7 +47,11 @@ def verdict(name: str, function: Callable[..., Any]) -> str:
     """
     if name not in EXERCISES:
         raise InputError(f"no exercise {name!r}: there are {', '.join(EXERCISES)}")
-    exercise = EXERCISES[name]
+    with torch.device("cpu"):  # whatever torch's default device is
+        return _verdict(name, EXERCISES[name], function)
+
+
+def _verdict(name: str, exercise: Exercise, function: Callable[..., Any]) -> str:
     cases = exercise.cases()
     try:
         results = [function(*arguments) for arguments in cases]

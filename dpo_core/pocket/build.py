@@ -18,6 +18,7 @@ import regex
 import tiktoken
 import torch
 
+from dpo_core.device import best_device
 from dpo_core.generate import generate
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.pocket.bpe import learn_bpe
@@ -95,8 +96,7 @@ def build_pocket(recipe: PocketRecipe, folder: Path, progress: bool = True) -> d
     torch.manual_seed(recipe.seed)
     shape = {key: getattr(recipe, key) for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
     model = GPT(GPTConfig(**shape, tokenizer="pocket"))
-    if torch.cuda.is_available():
-        model.cuda()
+    model.to(best_device())
     record = {
         "recipe": asdict(recipe),
         "parameters": sum(p.numel() for p in model.parameters()),
