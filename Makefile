@@ -28,6 +28,7 @@ notebooks: $(READY)  ## Run every notebook and store its outputs, which the book
 records: $(READY)  ## After a change to the pocket model, its corpus or judge: record all runs anew, two hours
 	$(BIN)/python -m tools.records.museum
 	$(BIN)/python -m tools.records.run_record
+	$(BIN)/python -m tools.records.start
 	for chapter in 08 09 10; do $(BIN)/python -m tools.records.sweep $$chapter || exit 1; done
 	$(BIN)/python benchmarks/pocket_dpo.py
 

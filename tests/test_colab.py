@@ -1,7 +1,8 @@
-"""A chapter on a machine like Colab: other versions of the libraries, and dpo_core only once the first cell has run."""
+"""Every chapter on a machine like Colab: other versions of the libraries, an installed course, a folder of its own."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -12,47 +13,86 @@ import address
 import nbformat
 import pytest
 import torch
+from compare_outputs import notebook_differences
 
 # Of googlecolab/backend-info, August 2026; Python and torch are those of the tests (Colab: 3.13, and 2.11 for CUDA).
-COLAB = ["ipywidgets==7.7.1", "tiktoken==0.14.0", "anywidget==0.9.21"]
+COLAB = ["ipython==7.34.0", "ipywidgets==7.7.1", "tiktoken==0.14.0", "anywidget==0.9.21"]
 OTHERS = ["safetensors", "huggingface_hub", "tqdm", "regex", "matplotlib", "numpy", "ipykernel", "nbconvert"]
-CHAPTER = "05_the_loss_in_code"
+CHAPTERS = sorted(path.stem for path in (address.ROOT / "notebooks").glob("*.ipynb"))
 LAST = """\
-import ipywidgets, torch, dpo_core
+import IPython, ipywidgets, torch, dpo_core
 from dpo_core.course.widgets.pair_labeler import PairLabeler
-print(ipywidgets.__version__, torch.__version__, dpo_core.__file__)"""
+print(IPython.__version__, ipywidgets.__version__, torch.__version__, dpo_core.__file__)"""
+
+pytestmark = pytest.mark.skipif("COLAB_TEST" not in os.environ, reason="installs torch again; COLAB_TEST=1 runs it")
 
 
-@pytest.mark.skipif("COLAB_TEST" not in os.environ, reason="installs torch once more; set COLAB_TEST=1 to run it")
-def test_the_first_cell_brings_the_course_and_a_chapter_runs(tmp_path):
-    environment, repo = tmp_path / "colab", tmp_path / "repo"
-    python = str(environment / "bin" / "python")
+class Colab:
+    """An environment of its own, and a folder outside the repository to work in."""
 
-    def run(*command: object) -> str:
-        done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.environment = folder, folder / "colab"
+
+    def run(self, *command: object) -> None:
+        settings = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(
+            list(map(str, command)), cwd=self.folder, env=kept | settings, capture_output=True, text=True
+        )
         assert not done.returncode, done.stdout[-2000:] + done.stderr[-2000:]
-        return done.stdout
 
-    run(sys.executable, "-m", "venv", environment)
-    same_torch = f"torch=={torch.__version__.split('+')[0]}"
-    run(python, "-m", "pip", "install", "-q", same_torch, *COLAB, *OTHERS)
+    def python(self, *arguments: object) -> None:
+        self.run(self.environment / "bin" / "python", *arguments)
 
-    # The course as it is here, in a repository from which pip can take it.
+    def execute(self, notebook: nbformat.NotebookNode, name: str) -> Path:
+        """Run a notebook in the folder and return the file with its outputs."""
+        nbformat.write(notebook, self.folder / f"{name}.ipynb")
+        self.python("-m", "nbconvert", "--to", "notebook", "--execute", "--output", f"{name}_done", f"{name}.ipynb")
+        return self.folder / f"{name}_done.ipynb"
+
+    def package(self) -> str:
+        """A digest of the installed course, to see whether anybody writes into it."""
+        (place,) = self.environment.glob("lib/python*/site-packages/dpo_core")
+        digest = hashlib.sha256()
+        for file in sorted(path for path in place.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+            digest.update(str(file.relative_to(place)).encode() + file.read_bytes())
+        return digest.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def colab(tmp_path_factory) -> Colab:
+    """The environment before the course is there, and the course in a repository from which pip can take it."""
+    made = Colab(tmp_path_factory.mktemp("colab"))
+    made.run(sys.executable, "-m", "venv", made.environment)
+    made.python("-m", "pip", "install", "-q", f"torch=={torch.__version__.split('+')[0]}", *COLAB, *OTHERS)
+    repo = made.folder / "repo"
     shutil.copytree(address.ROOT / "dpo_core", repo / "dpo_core", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(address.ROOT / name, repo)
     identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "The course"]):
-        run("git", "-C", repo, *command)
+        made.run("git", "-C", repo, *command)
+    return made
 
-    notebook = nbformat.read(address.ROOT / "notebooks" / f"{CHAPTER}.ipynb", as_version=4)
-    next(cell for cell in notebook.cells if cell.cell_type == "code").source = address.first_cell(repo.as_uri())
-    notebook.cells.append(nbformat.v4.new_code_cell(LAST))
-    nbformat.write(notebook, tmp_path / "chapter.ipynb")
-    run(python, "-m", "nbconvert", "--to", "notebook", "--execute", "--output", "done", "chapter.ipynb")
 
-    cells = [c for c in nbformat.read(tmp_path / "done.ipynb", as_version=4).cells if c.cell_type == "code"]
+@pytest.fixture(scope="module")
+def installed(colab) -> Colab:
+    """The environment after the first cell of a chapter has run; its last cell looked at what is there."""
+    first = nbformat.v4.new_code_cell(address.first_cell((colab.folder / "repo").as_uri()))
+    notebook = nbformat.v4.new_notebook(cells=[first, nbformat.v4.new_code_cell(LAST)])
+    cells = nbformat.read(colab.execute(notebook, "first_cell"), as_version=4).cells
     assert "tier: pocket" in str(cells[0].outputs)
-    widgets, kept_torch, place = cells[-1].outputs[0]["text"].split()
-    assert (widgets, kept_torch) == ("7.7.1", torch.__version__)
-    assert Path(place).is_relative_to(environment)
+    shell, widgets, kept_torch, place = cells[-1].outputs[0]["text"].split()
+    assert (shell, widgets, kept_torch) == ("7.34.0", "7.7.1", torch.__version__)
+    assert Path(place).is_relative_to(colab.environment)
+    return colab
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_runs_where_only_the_package_is_and_says_what_is_stored(installed, chapter):
+    stored = address.ROOT / "notebooks" / f"{chapter}.ipynb"
+    before = installed.package()
+    executed = installed.execute(nbformat.read(stored, as_version=4), chapter)
+    assert installed.package() == before, "the chapter writes into the installed package"
+    sanitize = (address.ROOT / "tests" / "sanitize.cfg").read_text(encoding="utf-8")
+    assert notebook_differences(stored, executed, sanitize) == []

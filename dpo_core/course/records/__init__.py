@@ -27,7 +27,7 @@ def read_record(name: str) -> dict[str, Any]:
     """Read a record of runs.
 
     Args:
-        name: ``museum``, ``run_record``, ``sweep_08``, ``sweep_09``, ``sweep_10`` or ``trl_losses``.
+        name: ``museum``, ``run_record``, ``sweep_08``, ``sweep_09``, ``sweep_10``, ``start`` or ``trl_losses``.
     Returns:
         What its JSON file holds: the runs, and the command, machine and versions that made them.
     Raises:

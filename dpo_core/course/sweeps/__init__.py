@@ -29,7 +29,10 @@ from dpo_core.sft import Example, sft_documents
 from dpo_core.tokenizer import load_tokenizer
 from dpo_core.trainer import DPOTrainer
 
-__all__ = ["HELD_OUT", "SEEDS", "SEEN", "STATIONS", "Run", "Station", "follow", "interval", "perplexity", "recorded"]
+__all__ = [
+    "HELD_OUT", "SEEDS", "SEEN", "STATIONS", "Run", "Station",
+    "follow", "interval", "perplexity", "recorded", "sample_start", "start_rewards",
+]  # fmt: skip
 
 SEEDS = (0, 1, 2)
 STATIONS = (5, 15, 30, 60)  # steps at which a run is measured
@@ -155,3 +158,34 @@ def from_json(entry: dict) -> Run:
 def recorded(chapter: str) -> dict[tuple[str, int], Run]:
     """The record of a chapter's runs by name and seed; ``python -m tools.records.sweep CHAPTER`` makes it."""
     return {(run.name, run.seed): run for run in map(from_json, read_record(f"sweep_{chapter}")["runs"])}
+
+
+def sample_start() -> list[list[float]]:
+    """Sample the shipped model's answers to ``HELD_OUT`` and ``SEEN`` three times, and have the judge pay them.
+
+    Returns:
+        A list for each time, with a reward for each question.
+    """
+    model, encoding, judge = GPT.from_pretrained("pocket").eval(), load_tokenizer("pocket"), PocketJudge()
+    every = [q.text for q in questions(held_out=True)]
+    first = _start(None)
+    rewards = [[*first.rewards, *first.seen_rewards]]
+    for seed in (1, 2):
+        answers = [
+            a for asked in (every, SEEN) for a in generate(model, encoding, asked, max_new_tokens=LONGEST, seed=seed)
+        ]
+        paid = {answer.prompt: judge.score(answer.prompt, answer.text) for answer in answers}
+        rewards.append([paid[prompt] for prompt in (*HELD_OUT, *SEEN)])
+    return rewards
+
+
+def start_rewards() -> list[float]:
+    """Read what the shipped model earns before training, from the record.
+
+    Returns:
+        For each question of ``HELD_OUT`` and then ``SEEN`` the mean reward of three sampled answers.
+
+    >>> len(start_rewards()) == len(HELD_OUT) + len(SEEN)
+    True
+    """
+    return [statistics.mean(rewards) for rewards in zip(*read_record("start")["rewards"])]
