@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.machine import model_hash
 from dpo_core.course.records import read_record, record_file
 from dpo_core.errors import InputError
 
@@ -16,3 +17,9 @@ def test_every_record_says_what_made_it():
     assert len(files) >= 6
     for file in files:
         assert {"command", "machine", "versions"} <= read_record(file.stem).keys(), file.name
+
+
+def test_the_baseline_is_of_the_shipped_model():
+    record = read_record("start")
+    assert record["model"] == model_hash(), "run `python -m tools.records.start`"
+    assert [len(rewards) for rewards in record["rewards"]] == [80] * 3
