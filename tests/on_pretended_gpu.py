@@ -58,9 +58,7 @@ def train(device: str, output: Path | None = None, resume: bool = False, steps: 
         "eval_every": 3,
         "val_share": 0.2,
     }
-    trainer = DPOTrainer(
-        model(device, rank), byte_encoding(), PAIRS, DPOConfig(val_share=0.2, **defaults | settings), output
-    )
+    trainer = DPOTrainer(model(device, rank), byte_encoding(), PAIRS, DPOConfig(**defaults | settings), output)
     return trainer.train(progress=False, resume=resume).column("loss")[1]
 
 
