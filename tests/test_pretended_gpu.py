@@ -22,7 +22,7 @@ def found(request):
     path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, HERE / "on_pretended_gpu.py"],
-        env=os.environ | {"PRETEND_GPU": request.param, "PYTHONPATH": path},
+        env=os.environ | {"PRETEND_GPU": request.param, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
