@@ -11,6 +11,9 @@ from tiny import byte_encoding
 from dpo_core.data import PreferencePair
 from dpo_core.model import GPT, GPTConfig
 
+# Importing these changes torch for good; --doctest-modules would import them in the process of the other tests.
+collect_ignore = ["pretend_cuda.py", "on_pretended_gpu.py"]
+
 
 @pytest.fixture(scope="session")
 def encoding() -> tiktoken.Encoding:
