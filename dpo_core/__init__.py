@@ -16,7 +16,7 @@ from dpo_core.evaluate import paired_bootstrap, sample_kl, wilson_interval, win_
 from dpo_core.generate import filter_logits, generate
 from dpo_core.logprobs import pair_logps, reference_logps, sequence_logps, token_logps
 from dpo_core.lora import LoRAConfig, adapter_off, add_lora, merge_lora
-from dpo_core.losses import LOSSES, PairLogps, choose_loss, dpo_loss
+from dpo_core.losses import LOSSES, PairLogps, PairLoss, choose_loss, dpo_loss
 from dpo_core.metrics import History, log_line, preference_metrics
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.preflight import check_setup
@@ -35,6 +35,7 @@ __all__ = [
     "InputError",
     "LoRAConfig",
     "PairLogps",
+    "PairLoss",
     "PreferenceBatch",
     "PreferencePair",
     "TabularWorld",

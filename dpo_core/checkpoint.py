@@ -17,7 +17,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ __all__ = [
     "load_best",
     "load_checkpoint",
     "read_state",
+    "remove_checkpoints",
     "save_checkpoint",
     "save_final",
     "save_trained",
@@ -173,11 +174,16 @@ def save_checkpoint(
         whole = list_checkpoints(run)[-1:]
         kept = f"; {whole[0]} is whole, and --resume goes on from it" if whole else ""
         raise InputError(f"{folder}: cannot be written ({why(error)}); make room there{kept}") from error
-    for earlier in (*list_checkpoints(run)[:-KEPT], *folder.parent.glob("*.old")):
-        with suppress(OSError):  # what is half removed must not pass for a checkpoint
-            os.replace(earlier, partial)
-            shutil.rmtree(partial)
+    remove_checkpoints([*list_checkpoints(run)[:-KEPT], *folder.parent.glob("*.old")])
     return folder
+
+
+def remove_checkpoints(folders: Sequence[Path]) -> None:
+    """Remove checkpoints, of which none is ever there in part; of several processes the first one does it."""
+    for folder in folders if rank() == 0 else ():
+        with suppress(OSError):  # what is half removed must not pass for a checkpoint
+            os.replace(folder, partial := folder.with_name("partial"))
+            shutil.rmtree(partial)
 
 
 def save_final(run: Path, model: GPT, history: History) -> None:

@@ -13,7 +13,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from dpo_core.checkpoint import list_checkpoints, save_trained, writable_folder, write_json
 from dpo_core.collect import ask_which, pocket_pairs, sampled_pairs, typed_pairs
-from dpo_core.config import DPOConfig
+from dpo_core.config import DPOConfig, default_learning_rate
 from dpo_core.data import PreferencePair, audit_pairs, load_pairs, same_prompt, save_pairs
 from dpo_core.device import best_device
 from dpo_core.distributed import launched, print_error, processes, rank
@@ -36,17 +36,13 @@ from dpo_core.logprobs import reference_logps
 from dpo_core.lora import LoRAConfig, adapters, add_lora, count_parameters, load_merged
 from dpo_core.model import GPT, PUBLISHED, GPTConfig
 from dpo_core.pairs import add_pair
+from dpo_core.precision import choose
 from dpo_core.pretrain import Document, LMConfig, text_documents, train_lm
 from dpo_core.sft import load_examples, sft_documents
 from dpo_core.tokenizer import load_tokenizer
 from dpo_core.trainer import DPOTrainer
 
 __all__ = ["main"]
-
-# Learning rates by tokenizer: the published models were trained on far more text, which a large step would undo.
-DPO_RATES = {"pocket": 1e-4, "gpt2": 1e-6}
-SFT_RATES = {"pocket": 3e-4, "gpt2": 2e-5}
-LORA_FACTOR = 10  # an adapter starts from nothing, and wants larger steps
 
 # What helps when the GPU's memory is full, by command.
 SMALLER = {
@@ -207,16 +203,14 @@ def _answered_pairs(args: argparse.Namespace) -> Iterator[PreferencePair]:
 # Training
 
 
-def _to_train(args: argparse.Namespace, rates: dict[str, float]) -> tuple[GPT, float]:
-    """The model to train, with an adapter where asked for, and the learning rate."""
+def _to_train(args: argparse.Namespace) -> GPT:
+    """The model to train, with an adapter where asked for."""
     model = _load(args.model)
-    rate = rates[model.config.tokenizer]
     if args.lora:
         add_lora(model, LoRAConfig(rank=args.lora), args.seed)
-        rate *= LORA_FACTOR
         trained, every = count_parameters(model)
         print(f"adapter of rank {args.lora}: {trained:,} parameters are trained, of {every:,}")
-    return model, args.lr or rate
+    return model
 
 
 def _pretrain(args: argparse.Namespace) -> None:
@@ -225,12 +219,13 @@ def _pretrain(args: argparse.Namespace) -> None:
     config = GPTConfig(encoding.n_vocab, *shape, tokenizer=args.tokenizer)
     documents = text_documents(encoding, _read_text(args.data), args.context)
     torch.manual_seed(args.seed)
-    _train_lm(args, GPT(config).to(best_device()), documents, args.lr)
+    _train_lm(args, GPT(config).to(best_device()), documents, args.learning_rate)
 
 
 def _sft(args: argparse.Namespace) -> None:
     examples = load_examples(args.data)
-    model, learning_rate = _to_train(args, SFT_RATES)
+    model = _to_train(args)
+    learning_rate = args.learning_rate or default_learning_rate(model, small=3e-4, published=2e-5)
     encoding, context = load_tokenizer(model.config.tokenizer), model.config.n_positions
     documents = sft_documents(encoding, examples, context)
     if cut := sum(document.ids[-1] != encoding.eot_token for document in documents):
@@ -257,27 +252,8 @@ def _train_lm(args: argparse.Namespace, model: GPT, documents: list[Document], l
 def _train(args: argparse.Namespace) -> None:
     pairs = load_pairs(args.data)
     val_pairs = load_pairs(args.val) if args.val else None
-    model, learning_rate = _to_train(args, DPO_RATES)
-    config = DPOConfig(
-        beta=args.beta,
-        beta_end=args.beta_schedule,
-        label_smoothing=args.label_smoothing,
-        loss=args.loss,
-        loss_settings={"sft_weight": args.sft_weight} if args.sft_weight else {},
-        steps=args.steps,
-        batch_size=args.batch_size,
-        grad_accum=args.grad_accum,
-        learning_rate=learning_rate,
-        max_length=args.max_length,
-        val_share=args.val_share,
-        eval_every=args.eval_every,
-        patience=args.early_stopping,
-        save_every=args.save_every,
-        precision=args.precision,
-        reference=args.reference,
-        parallel=args.parallel,
-        seed=args.seed,
-    )
+    model = _to_train(args)
+    config = DPOConfig(**{setting.name: getattr(args, setting.name) for setting in fields(DPOConfig)})
     trainer = DPOTrainer(model, load_tokenizer(model.config.tokenizer), pairs, config, args.output, val_pairs)
     print(trainer.audit.report())
     if trainer.val_audit:
@@ -286,12 +262,14 @@ def _train(args: argparse.Namespace) -> None:
             {same_prompt(e.pair.prompt) for e in encoded} for encoded in (trainer.training, trainer.validation)
         )
         print(f"validation: {len(training & validation)} of {len(validation)} prompts are in the training pairs, too")
+    if model.device.type == "cuda" and trainer.precision == "float32" != (faster := choose("auto", model.device)):
+        print(f"computing in float32; --precision auto would take {faster}, which is faster here")
     trainer.train(resume=args.resume)
     if row := trainer.history.kept_row(trainer.config.patience):
         accuracy, count = row["eval_rewards/accuracies"], len(trainer.validation)
         low, high = wilson_interval(accuracy * count, count)
         print(f"held-out reward accuracy {accuracy:.3f} [{low:.3f}, {high:.3f}] on {count} pairs")
-    kept = f", the weights of step {row['step']:.0f}" if args.early_stopping else ""
+    kept = f", the weights of step {row['step']:.0f}" if config.patience else ""
     print(f"saved in {args.output / 'final'}{kept}")
 
 

@@ -1,19 +1,35 @@
-"""The settings of a DPO run, each with what it does when it is raised or lowered."""
+"""The settings of a DPO run, each with what it does when it is raised or lowered.
+
+The flags of ``python -m dpo_core train`` are made of these fields: ``batch_size`` is ``--batch-size``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dpo_core.distributed import PARALLEL
 from dpo_core.errors import InputError
-from dpo_core.losses import PairLogps, PairLoss, choose_loss
+from dpo_core.lora import adapters
+from dpo_core.losses import LOSSES, Loss, choose_loss, loss_name, own_settings
+from dpo_core.model import GPT
 from dpo_core.precision import PRECISIONS
+from dpo_core.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Kind, check, one_of, setting
 
-__all__ = ["REFERENCES", "DPOConfig"]
+__all__ = ["REFERENCES", "SCHEDULES", "DPOConfig", "default_learning_rate", "recorded_settings"]
 
 REFERENCES = ("cached", "live", "adapter_off")
+SCHEDULES = ("constant", "linear", "cosine")
+STEPS = 200  # if neither steps nor epochs are given
+WRONG_LABELS = ("cdpo", "robust")  # the losses that have to be told how many labels are wrong
+
+LOSS = Kind(
+    object, "the name of a loss, or a function", lambda value: callable(value) or type(value) is str, (*LOSSES,)
+)
+FROM_0 = Kind(int, "a whole number of at least 0", lambda value: value >= 0)
+BELOW_HALF = Kind(float, "a number of at least 0 and below 0.5", lambda value: 0 <= value < 0.5)
+BELOW_1 = Kind(float, "a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
 @dataclass(frozen=True)
@@ -22,74 +38,126 @@ class DPOConfig:
 
     A step takes ``batch_size`` x ``grad_accum`` pairs, however many processes share them.
 
+    What is None depends on the loss, the model or the data; ``resolve`` fills it in, and the trainer's own ``config``
+    is resolved.
+
+    The ``loss`` is one of ``LOSSES``, or a function that takes ``PairLogps`` and beta and returns a ``PairLoss``. Of a
+    function the run's record keeps the name, and a resumed run has to have one of the same name.
+
     The log-probs of the ``reference`` are "cached", that is computed once before training. "live" asks a copy of the
     model in each step: the same numbers for more time and memory. "adapter_off" asks the model without its adapter
     (LoRA): the same for more time and no memory. It is the wrong reference if the adapter was trained before, as by
     fine-tuning, since off, that is undone too; it is refused then. Merge the adapter first and add a new one.
 
-    The ``loss`` is one of ``LOSSES``, with settings as ``choose_loss`` takes them; "sigmoid" with label smoothing is
-    "cdpo", as in TRL.
-
     >>> DPOConfig(beta=1.0, beta_end=2.0, steps=3).beta_at(1)
     1.5
     """
 
-    beta: float = 0.1  # weight of the KL term: higher keeps the policy closer to the reference
-    beta_end: float | None = None  # beta moves there in a straight line; rising, it tightens the leash
-    label_smoothing: float = 0.0  # share of labels assumed wrong: higher trusts them less and keeps margins smaller
-    loss: str = "sigmoid"  # DPO, or another one of the family in LOSSES
-    loss_settings: dict[str, float] = field(default_factory=dict)  # such as {"sft_weight": 0.1}: higher ties it more
-    steps: int = 200  # optimiser steps: more move the policy further, and some day too far
-    batch_size: int = 8  # pairs per forward pass: lower takes less memory and more time, with the same result
-    grad_accum: int = 1  # forward passes per step: higher gives calmer gradients, not more memory
-    learning_rate: float = 1e-4  # for a small model; published GPT-2 wants 1e-6 to 1e-5, higher breaks its language
-    warmup_steps: int = 10  # steps over which the learning rate rises to its value: more is gentler at the start
-    max_grad_norm: float = 1.0  # longer gradients are shortened to this: lower is more careful
-    weight_decay: float = 0.0  # pull of all weights towards 0, not towards the reference
-    max_length: int | None = None  # tokens of prompt and one answer: lower takes less memory, cuts more; None is most
-    val_share: float = 0.1  # of the prompts, set aside: higher measures better and trains on less
-    eval_every: int = 50  # steps between evaluations: lower sees more and takes longer
-    patience: int | None = None  # stop after so many evaluations without a lower eval_loss and keep the best weights
-    log_every: int = 10  # steps averaged in one row of the history: higher is smoother
-    save_every: int | None = None  # steps between checkpoints: lower loses less to a crash; None writes none
-    seed: int = 0  # of the split and the order of the pairs
-    precision: str = "float32"  # "bf16" and "fp16" compute faster and coarser where supported; "auto" chooses
-    reference: str = "cached"  # or "live", or with LoRA "adapter_off"; see above
-    parallel: str = "ddp"  # under torchrun; "fsdp" spreads the model over the processes: less memory, more traffic
+    # fmt: off
+    loss: str | Loss = setting("dpo", LOSS, metavar="LOSS", group="the loss",
+        help="dpo, or one of its family, each with a beta of its own (below); sigmoid is TRL's name for dpo")
+    beta: float = setting(None, POSITIVE, unset="the loss's own, 0.1 for dpo",
+        help="weight of the KL term: higher keeps the policy closer to the reference")
+    beta_end: float | None = setting(None, POSITIVE, "--beta-schedule", metavar="END", unset="beta stays",
+        help="beta moves there in a straight line; rising, it tightens the leash")
+    label_smoothing: float = setting(0.0, BELOW_HALF,
+        help="share of labels assumed wrong: higher trusts them less and keeps margins smaller")
+    gamma: float | None = setting(None, NOT_NEGATIVE, unset="0.5",
+        help="simpo's target margin, in units of the reward: higher drives the two answers further apart")
+    penalty: float | None = setting(None, NOT_NEGATIVE, unset="50",
+        help="dpop's lambda: higher holds the chosen answers up more")
+    sft_weight: float = setting(0.0, NOT_NEGATIVE,
+        help="how much fine-tuning on the chosen answers is added: higher keeps them likelier")
+    reference: str = setting("cached", one_of(*REFERENCES),
+        help="its log-probs: computed once, or in each step by a copy of the model, or by the model without its"
+        " adapter; the numbers are the same")
+
+    steps: int = setting(None, COUNT, unset=f"{STEPS}", group="the steps",
+        help="optimiser steps: more move the policy further, and some day too far")
+    epochs: float | None = setting(None, POSITIVE, help="passes over the pairs, instead of steps")
+    batch_size: int = setting(8, COUNT,
+        help="pairs per forward pass: half of it with twice the grad-accum takes less memory, with the same result")
+    grad_accum: int = setting(1, COUNT,
+        help="forward passes per step: more give calmer gradients for more time, not memory")
+    learning_rate: float = setting(None, POSITIVE, "--lr",
+        unset="1e-4 for pocket, 1e-6 for GPT-2; for an adapter ten times that",
+        help="length of a step: higher learns faster, and breaks the model's language sooner")
+    learning_rate_schedule: str = setting("constant", one_of(*SCHEDULES), "--lr-schedule",
+        help="the rate after the warm-up: it stays, or falls towards 0 at the last step")
+    warmup_steps: int = setting(10, FROM_0,
+        help="steps over which the rate rises to its value: more are gentler at the start")
+    max_grad_norm: float = setting(1.0, POSITIVE,
+        help="longer gradients are shortened to this: lower is more careful with odd pairs")
+    weight_decay: float = setting(0.0, NOT_NEGATIVE,
+        help="pull of all weights towards 0, not towards the reference: higher pulls more")
+
+    max_length: int | None = setting(None, COUNT, unset="the model's context", group="the pairs",
+        help="tokens of prompt and one answer: lower takes less memory and cuts more answers")
+    val_share: float = setting(0.1, BELOW_1,
+        help="share of the prompts set aside for validation: higher measures better and trains on less")
+    seed: int = setting(0, SEED, help="of the split and the order of the pairs")
+
+    eval_every: int = setting(50, COUNT, group="measuring and stopping",
+        help="steps between evaluations: lower sees more and takes longer")
+    log_every: int = setting(10, COUNT, help="steps averaged in one row of the history: higher is smoother")
+    patience: int | None = setting(None, COUNT, "--early-stopping", unset="take all steps",
+        help="stop after so many evaluations without a lower eval_loss, and keep the best weights")
+
+    save_minutes: float = setting(10.0, NOT_NEGATIVE, group="saving and computing",
+        help="minutes between checkpoints, with one at the end: lower loses less to a crash; 0 writes none")
+    save_every: int | None = setting(None, COUNT, unset="only by the clock",
+        help="steps between checkpoints: the same as minutes, counted in steps")
+    precision: str = setting("float32", one_of(*PRECISIONS),
+        help="bf16 and fp16 compute faster and coarser where supported; auto takes what is fastest on this machine")
+    parallel: str = setting("ddp", one_of(*PARALLEL),
+        help="under torchrun each process holds the whole model, or (fsdp) a part: less memory, more traffic")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        needed = ("steps", "batch_size", "grad_accum", "eval_every", "log_every")
-        optional = ("max_length", "patience", "save_every")
-        for name in needed:
-            self._require(name, "a whole number", lambda value: type(value) is int)
-        for name in optional:
-            self._require(name, "a whole number or None", lambda value: value is None or type(value) is int)
-        for name in (*needed, *optional):
-            self._require(name, "at least 1", lambda value: value is None or value >= 1)
-        for name in ("beta", "beta_end", "learning_rate", "max_grad_norm"):
-            self._require(name, "above 0", lambda value: value is None or value > 0)
-        for name in ("warmup_steps", "weight_decay"):
-            self._require(name, "at least 0", lambda value: value >= 0)
-        self._require("label_smoothing", "at least 0 and below 0.5", lambda value: 0 <= value < 0.5)
-        self._require("val_share", "at least 0 and below 1", lambda value: 0 <= value < 1)
-        self._require("precision", " or ".join(PRECISIONS), lambda value: value in PRECISIONS)
-        self._require("reference", " or ".join(REFERENCES), lambda value: value in REFERENCES)
-        self._require("parallel", " or ".join(PARALLEL), lambda value: value in PARALLEL)
+        for found in fields(self):
+            check(found, getattr(self, found.name))
+        if self.steps and self.epochs:
+            raise InputError(
+                f"steps is {self.steps} and epochs is {self.epochs:g}; one follows from the other, so give one"
+            )
         self.pair_loss()
 
-    def _require(self, name: str, what: str, fine: Callable[[Any], bool]) -> None:
-        if not fine(getattr(self, name)):
-            raise InputError(f"{name} is {getattr(self, name)!r}; it must be {what}")
+    def pair_loss(self) -> Loss:
+        """What ``choose_loss`` makes of ``loss`` and its settings.
 
-    def pair_loss(self) -> Callable[[PairLogps, float], PairLoss]:
-        """What ``choose_loss`` makes of ``loss`` and its settings."""
-        smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
-        settings = smoothing | self.loss_settings
-        if self.loss in ("cdpo", "robust") and not settings.get("label_smoothing"):
+        Raises:
+            InputError: there is no such loss, or it has no such setting.
+        """
+        if self.loss in WRONG_LABELS and not self.label_smoothing:
             raise InputError(
-                f"the loss {self.loss!r} needs label_smoothing, the share of labels assumed wrong; at 0 it is 'sigmoid'"
+                f"the loss {self.loss!r} needs label_smoothing, the share of labels assumed wrong; at 0 it is 'dpo'"
             )
-        return choose_loss("cdpo" if self.loss == "sigmoid" and smoothing else self.loss, **settings)
+        given = {"label_smoothing": self.label_smoothing or None, "gamma": self.gamma, "penalty": self.penalty}
+        settings = {name: value for name, value in given.items() if value is not None}
+        return choose_loss(self.loss, self.sft_weight, **settings)
+
+    def resolve(self, model: GPT, pairs: int) -> DPOConfig:
+        """Fill in what depends on the loss, the model and the data.
+
+        Args:
+            model: the one to train, with its adapter if it has one.
+            pairs: how many there are to train on.
+        Returns:
+            The same settings, in which beta, the learning rate and the number of steps are numbers.
+
+        >>> config = DPOConfig(loss="simpo", epochs=2).resolve(GPT.from_pretrained("pocket"), pairs=20)
+        >>> config.beta, config.gamma, config.learning_rate, config.steps  # 8 + 8 + 4 pairs are an epoch
+        (2.0, 0.5, 0.0001, 6)
+        """
+        epoch = math.ceil(pairs / (self.batch_size * self.grad_accum))
+        steps = self.steps or (STEPS if self.epochs is None else max(1, round(self.epochs * epoch)))
+        learning_rate = self.learning_rate or default_learning_rate(model)
+        own = _own_settings(self.loss, vars(self))
+        return replace(self, steps=steps, epochs=None, learning_rate=learning_rate, **own)
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON can hold them, a loss by its name."""
+        return {found.name: getattr(self, found.name) for found in fields(self)} | {"loss": loss_name(self.loss)}
 
     def beta_at(self, step: int) -> float:
         """Beta of the update that follows ``step`` finished ones."""
@@ -97,5 +165,70 @@ class DPOConfig:
         return self.beta + (end - self.beta) * step / max(1, self.steps - 1)
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of that update: a linear rise, then constant, as in the DPO paper."""
-        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        """Learning rate of that update: a linear rise, then constant, as in the DPO paper, or falling to the last step.
+
+        >>> config = DPOConfig(steps=5, learning_rate=1.0, warmup_steps=1, learning_rate_schedule="linear")
+        >>> [config.learning_rate_at(step) for step in range(5)]
+        [1.0, 1.0, 0.75, 0.5, 0.25]
+        """
+        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        if self.learning_rate_schedule == "constant":
+            return rate
+        left = min(1.0, (self.steps - step) / max(1, self.steps - self.warmup_steps))
+        return rate * (left if self.learning_rate_schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+    @property
+    def saves(self) -> bool:
+        """Whether checkpoints are written, and then one at the end, too."""
+        return bool(self.save_minutes or self.save_every)
+
+    def save_due(self, step: int, minutes: float) -> bool:
+        """Tell whether to write a checkpoint now.
+
+        Args:
+            step: how many are done.
+            minutes: since the last checkpoint, or since the start.
+
+        >>> config = DPOConfig(save_every=5)
+        >>> config.save_due(4, 9.9), config.save_due(5, 0.1), config.save_due(6, 10.0)
+        (False, True, True)
+        """
+        return bool(self.save_every and step % self.save_every == 0) or 0 < self.save_minutes <= minutes
+
+
+def default_learning_rate(model: GPT, small: float = 1e-4, published: float = 1e-6) -> float:
+    """Choose a learning rate where none is given, by the model and what of it is trained.
+
+    Args:
+        model: as it will be trained.
+        small: for a small model of one's own, as pocket is.
+        published: for GPT-2, which was trained on far more text; a large step would undo that.
+    Returns:
+        One of the two, or ten times that for an adapter: it starts from nothing, and wants larger steps.
+
+    >>> default_learning_rate(GPT.from_pretrained("pocket"))
+    0.0001
+    """
+    return (published if model.config.tokenizer == "gpt2" else small) * (10 if adapters(model) else 1)
+
+
+def recorded_settings(record: dict[str, Any]) -> dict[str, Any]:
+    """Read a record of settings as today's ``record`` would have written it, also one of an earlier version.
+
+    Args:
+        record: settings from a checkpoint; what an earlier version had no name for is what it did then.
+
+    >>> old = recorded_settings({"loss": "sigmoid", "beta": 0.2, "loss_settings": {"sft_weight": 0.5}})
+    >>> old["loss"], old["beta"], old["sft_weight"], old["learning_rate_schedule"]
+    ('dpo', 0.2, 0.5, 'constant')
+    """
+    settings: dict[str, Any] = {found.name: found.default for found in fields(DPOConfig)}
+    settings |= {name: value for name, value in record.items() if name != "loss_settings"}
+    settings |= record.get("loss_settings", {})
+    return settings | _own_settings(settings["loss"], settings) | {"loss": loss_name(settings["loss"])}
+
+
+def _own_settings(loss: str | Loss, settings: dict[str, Any]) -> dict[str, Any]:
+    """The loss's own values of those of its settings that are None."""
+    own = own_settings(loss) if callable(loss) or loss in LOSSES else {}
+    return {name: own[name] for name in ("beta", "gamma", "penalty") if name in own and settings[name] is None}

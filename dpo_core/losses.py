@@ -1,7 +1,8 @@
 """The DPO loss and its family: per pair, from the log-probabilities of both answers.
 
 ``dpo_loss`` is the one that chapter 05 builds. ``LOSSES`` has them all by name; each is called as
-``LOSSES[name](logps, beta, ...)`` and gives one loss per pair, so that whoever calls decides how to average.
+``LOSSES[name](logps, beta, ...)`` and gives one loss per pair, so that whoever calls decides how to average. The beta
+in its signature is the one it is trained with if none is given: losses of means over tokens need a larger one.
 
 In the formulas c is the log-ratio log pi(y_w|x)/ref(y_w|x) of the chosen answer, l that of the rejected one, h = c - l;
 n_w and n_l are the numbers of tokens and s is the logistic function. The rewards are those that TRL logs.
@@ -12,6 +13,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +24,8 @@ from dpo_core.errors import InputError
 from dpo_core.kto import reference_point
 
 __all__ = [
-    "EXAMPLE", "LOSSES", "PairLogps", "PairLoss", "dpo_loss", "choose_loss",
-    "sigmoid", "cdpo", "robust", "hinge", "ipo", "sigmoid_norm", "dpop", "apo_zero", "apo_down",
+    "EXAMPLE", "LOSSES", "Loss", "PairLogps", "PairLoss", "dpo_loss", "choose_loss", "loss_name", "own_settings",
+    "dpo", "cdpo", "robust", "hinge", "ipo", "sigmoid_norm", "dpop", "apo_zero", "apo_down",
     "kto", "simpo", "orpo", "sft",
 ]  # fmt: skip
 
@@ -132,13 +135,14 @@ def _mean_rewards(logps: PairLogps, beta: float) -> tuple[Tensor, Tensor]:
 # Functions of the margin
 
 
-def sigmoid(logps: PairLogps, beta: float = 0.1) -> PairLoss:
-    """DPO: -log s(beta h) (Rafailov et al. 2023, arXiv:2305.18290, Eq. 7).
+def dpo(logps: PairLogps, beta: float = 0.1, label_smoothing: float = 0.0) -> PairLoss:
+    """DPO: -log s(beta h) (Rafailov et al. 2023, arXiv:2305.18290, Eq. 7); TRL's ``sigmoid``.
 
-    >>> round(sigmoid(EXAMPLE, beta=0.5).loss.item(), 4)  # -log s(1)
+    >>> round(dpo(EXAMPLE, beta=0.5).loss.item(), 4)  # -log s(1)
     0.3133
     """
-    return cdpo(logps, beta, label_smoothing=0.0)
+    four = logps.policy_chosen, logps.policy_rejected, logps.reference_chosen, logps.reference_rejected
+    return dpo_loss(*four, beta, label_smoothing)
 
 
 def cdpo(logps: PairLogps, beta: float = 0.1, label_smoothing: float = 0.1) -> PairLoss:
@@ -149,8 +153,7 @@ def cdpo(logps: PairLogps, beta: float = 0.1, label_smoothing: float = 0.1) -> P
     >>> round(cdpo(EXAMPLE, beta=0.5, label_smoothing=0.1).loss.item(), 4)  # 0.9 x 0.3133 + 0.1 x 1.3133
     0.4133
     """
-    four = logps.policy_chosen, logps.policy_rejected, logps.reference_chosen, logps.reference_rejected
-    return dpo_loss(*four, beta, label_smoothing)
+    return dpo(logps, beta, label_smoothing)
 
 
 def robust(logps: PairLogps, beta: float = 0.1, label_smoothing: float = 0.1) -> PairLoss:
@@ -179,11 +182,12 @@ def hinge(logps: PairLogps, beta: float = 0.1) -> PairLoss:
     return PairLoss(F.relu(1 - (chosen - rejected)), chosen.detach(), rejected.detach())
 
 
-def ipo(logps: PairLogps, beta: float = 0.1) -> PairLoss:
+def ipo(logps: PairLogps, beta: float = 2.0) -> PairLoss:
     """IPO: (c/n_w - l/n_l - 1/(2 beta))^2, a target, not a slope (Azar et al. 2023, arXiv:2310.12036, Eq. 17).
 
     The averages over tokens are the authors' practice, though not in the equation: over sums the target would mean
-    another thing for every length.
+    another thing for every length. Their unit is a nat per token: a beta of 2 asks for a quarter of one, as chapter 10
+    does, while TRL's 0.1 asks for five, which no training reaches.
 
     >>> ipo(EXAMPLE, beta=0.5).loss.item()  # (1/2 + 1/4 - 1)^2
     0.0625
@@ -193,10 +197,10 @@ def ipo(logps: PairLogps, beta: float = 0.1) -> PairLoss:
     return PairLoss((h - 1 / (2 * beta)) ** 2, chosen.detach(), rejected.detach())
 
 
-def sigmoid_norm(logps: PairLogps, beta: float = 0.1) -> PairLoss:
+def sigmoid_norm(logps: PairLogps, beta: float = 5.0) -> PairLoss:
     """Length-normalised DPO: -log s(beta (c/n_w - l/n_l)) (Tulu 3, arXiv:2411.15124; TRL's ``sigmoid_norm``).
 
-    A token's share is smaller than a sum, so beta has to be larger, by about the length.
+    A token's share is smaller than a sum, so beta has to be larger, by about the length; Tulu 3 takes 5.
 
     >>> round(sigmoid_norm(EXAMPLE, beta=1.0).loss.item(), 4)  # -log s(1/2 + 1/4)
     0.3869
@@ -307,44 +311,80 @@ def sft(logps: PairLogps, beta: float = 0.1) -> PairLoss:
     return PairLoss(-logps.policy_chosen / logps.chosen_lengths, chosen.detach(), rejected.detach())
 
 
-# By name
+# By name, or one of your own
+
+Loss = Callable[[PairLogps, float], PairLoss]  # what a trainer calls with log-probs and beta
 
 LOSSES: dict[str, Callable[..., PairLoss]] = {
     loss.__name__: loss
-    for loss in (sigmoid, cdpo, robust, hinge, ipo, sigmoid_norm, dpop, apo_zero, apo_down, kto, simpo, orpo, sft)
-}
+    for loss in (dpo, cdpo, robust, hinge, ipo, sigmoid_norm, dpop, apo_zero, apo_down, kto, simpo, orpo, sft)
+} | {"sigmoid": dpo}  # as TRL calls it
 
 
-def choose_loss(
-    name: str = "sigmoid", sft_weight: float = 0.0, **settings: float
-) -> Callable[[PairLogps, float], PairLoss]:
-    """A loss of the family with its settings filled in: what a trainer calls with log-probs and beta.
+def loss_name(loss: str | Loss) -> str:
+    """Name a loss, for a record.
+
+    >>> loss_name("sigmoid"), loss_name(simpo), loss_name("another")
+    ('dpo', 'simpo', 'another')
+    """
+    function: Any = LOSSES.get(loss, loss) if isinstance(loss, str) else loss
+    while isinstance(function, partial):
+        function = function.func
+    return function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
+
+
+def own_settings(loss: str | Loss) -> dict[str, Any]:
+    """Read the settings of a loss from its signature, with the values that it has if none are given.
 
     Args:
-        name: one of ``LOSSES``.
+        loss: one of ``LOSSES``, or a function; a beta without a value is DPO's.
+
+    >>> own_settings("simpo")
+    {'beta': 2.0, 'gamma': 0.5}
+    """
+    function: Callable[..., PairLoss] = LOSSES[loss] if isinstance(loss, str) else loss
+    _, *settings = inspect.signature(function).parameters.values()
+    own = {found.name: found.default for found in settings if found.default is not found.empty}
+    return {"beta": 0.1} | own
+
+
+def choose_loss(loss: str | Loss = "dpo", sft_weight: float = 0.0, **settings: float) -> Loss:
+    """Fill the settings of a loss in: what a trainer calls with log-probs and beta.
+
+    Args:
+        loss: one of ``LOSSES``, or a function of ``PairLogps`` and beta that returns a ``PairLoss``.
         sft_weight: how much of ``sft`` is added, so that chosen answers stay likely.
         settings: those that the loss has besides beta.
     Returns:
         Function of ``PairLogps`` and beta.
     Raises:
-        InputError: no such loss, no such setting, or a value out of range.
+        InputError: no such loss, no such setting, or a value out of range; when it is called, a function of your own
+            that returns something else.
 
     >>> loss = choose_loss("cdpo", sft_weight=0.1, label_smoothing=0.1)
     >>> round(loss(EXAMPLE, 0.5).loss.item(), 4)  # 0.4133 + 0.1 x 5
     0.9133
     """
-    if name not in LOSSES:
-        raise InputError(f"no loss {name!r}: there are {', '.join(LOSSES)}")
-    known = list(inspect.signature(LOSSES[name]).parameters)[2:]
+    if isinstance(loss, str) and loss not in LOSSES:
+        raise InputError(f"no loss {loss!r}: there are {', '.join(LOSSES)}")
+    function: Callable[..., PairLoss] = LOSSES[loss] if isinstance(loss, str) else loss
+    name = loss_name(loss)
+    known = [setting for setting in own_settings(loss) if setting != "beta"]
     unknown = [setting for setting in settings if setting not in known]
     if unknown:
         raise InputError(f"the loss {name!r} has no setting {unknown[0]!r}; it has {', '.join(known) or 'only beta'}")
     if sft_weight < 0:
         raise InputError(f"sft_weight is {sft_weight}; it must be at least 0")
-    LOSSES[name](EXAMPLE, **settings)  # what is out of range is refused here, before anything is trained
+    if isinstance(loss, str):
+        function(EXAMPLE, **settings)  # what is out of range is refused here, before anything is trained
 
-    def loss(logps: PairLogps, beta: float) -> PairLoss:
-        out = LOSSES[name](logps, beta, **settings)
+    def chosen(logps: PairLogps, beta: float) -> PairLoss:
+        out = function(logps, beta, **settings)
+        if not isinstance(out, PairLoss) or out.loss.shape != logps.policy_chosen.shape:
+            raise InputError(
+                f"the loss {name!r} must return a PairLoss with one loss and two rewards for each pair,"
+                " PairLoss(loss, chosen_rewards, rejected_rewards)"
+            )
         return replace(out, loss=out.loss + sft_weight * sft(logps, beta).loss) if sft_weight else out
 
-    return loss
+    return chosen

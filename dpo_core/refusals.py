@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import tiktoken
 import torch
 
-from dpo_core.config import DPOConfig
+from dpo_core.config import DPOConfig, recorded_settings
 from dpo_core.distributed import world_size
 from dpo_core.errors import InputError, shown
 from dpo_core.lora import adapters
@@ -20,7 +19,8 @@ from dpo_core.tokenizer import check_encoding
 
 __all__ = ["check_folder", "check_model", "check_resumable", "not_finite"]
 
-CHANGEABLE = ("steps", "learning_rate", "patience", "save_every", "parallel")  # what may differ when a run is resumed
+# What may differ when a run is resumed; of the precision, how it was asked for.
+CHANGEABLE = ("steps", "learning_rate", "patience", "save_every", "save_minutes", "parallel", "precision")
 
 
 def check_folder(output: Path, start: str) -> None:
@@ -87,17 +87,20 @@ def check_resumable(folder: Path, state: dict[str, Any], config: DPOConfig, prec
     Raises:
         InputError: the checkpoint is of another run.
     """
-    # Beta's way depends on the number of steps.
-    changeable = [name for name in CHANGEABLE if name != "steps" or config.beta_end is None]
+    before, now = recorded_settings(state["config"]), config.record()
+    if unknown := sorted(before.keys() - now.keys()):
+        raise InputError(f"{folder} was written by another version, with settings unknown here: {', '.join(unknown)}")
+    # The way of beta and of the learning rate depends on the number of steps.
+    fixed = config.beta_end is not None or config.learning_rate_schedule != "constant"
     changed = [
-        f"{name} is {value}, was {state['config'].get(name)}"
-        for name, value in asdict(config).items()
-        if name not in changeable and value != state["config"].get(name)
+        f"{name} is {value}, was {before[name]}"
+        for name, value in now.items()
+        if value != before[name] and (name not in CHANGEABLE or (name == "steps" and fixed))
     ]
     if changed:
         raise InputError(f"{folder} was written with other settings ({'; '.join(changed)}); resume with the same")
-    if (before := state.get("precision", precision)) != precision:
-        raise InputError(f"{folder} was computed in {before}, this would be {precision}; resume with the same")
+    if (computed := state.get("precision", precision)) != precision:
+        raise InputError(f"{folder} was computed in {computed}, this would be {precision}; resume with the same")
     if state["key"] != key:
         raise InputError(f"{folder} was trained from other weights or on other data; resume with the same")
 

@@ -1,7 +1,7 @@
 """The DPO trainer: reference log-probs once, then one readable loop.
 
 A run's folder holds ``final/`` (the model, Hugging Face layout), ``history.jsonl``, ``config.json``, the cached
-``reference.safetensors`` and, where asked for, ``checkpoints/step-000100/``. With LoRA, ``adapter/`` stands beside a
+``reference.safetensors`` and ``checkpoints/step-000100/``. With LoRA, ``adapter/`` stands beside a
 ``final/`` in which it is merged. Under ``torchrun`` the processes share each step's pairs; the first prints and writes.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import wraps
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import tiktoken
 import torch
@@ -32,6 +33,7 @@ from dpo_core.checkpoint import (
     load_best,
     load_checkpoint,
     read_state,
+    remove_checkpoints,
     save_checkpoint,
     save_final,
     sole_use,
@@ -131,6 +133,7 @@ class DPOTrainer:
             self.training, self.validation = split_by_prompt(self.audit.kept, config.val_share, config.seed)
         else:
             self.training, self.validation = self.audit.kept, self.val_audit.kept
+        self.config = config = config.resolve(model, len(self.training))
         if config.patience and not self.validation:
             raise InputError("patience needs validation pairs; give some, or a val_share above 0")
         # Each answer under a prompt that is not its own, of which only kto wants to know.
@@ -162,7 +165,10 @@ class DPOTrainer:
 
     @_alone
     def train(
-        self, progress: bool = True, resume: bool = False, on_log: Callable[[History], None] | None = None
+        self,
+        progress: bool = True,
+        resume: bool | Literal["auto"] = False,
+        on_log: Callable[[History], None] | None = None,
     ) -> History:
         """Train from where the trainer stands to ``config.steps``, or until evaluations stop improving.
 
@@ -170,7 +176,7 @@ class DPOTrainer:
 
         Args:
             progress: print the rows as they are logged, and show a bar if there is a terminal.
-            resume: go on from the last checkpoint in the output folder.
+            resume: go on from the last checkpoint in the output folder; with "auto" only if there is one.
             on_log: is given the history after each row, to show it, for one.
         Returns:
             All rows; that of step 0 is before any update, the others average the pairs since the row before.
@@ -183,6 +189,7 @@ class DPOTrainer:
         self._begin(resume)
         order = islice(batches(len(self.training), config.batch_size * config.grad_accum, config.seed), self.step, None)
         bar = tqdm(total=config.steps, initial=self.step, disable=None if progress else True)
+        saved = time.monotonic()
         with bar, delayed_interrupt() as interrupted:
             while self.step < config.steps and not self.history.stalled(config.patience):
                 indices = next(order)
@@ -196,10 +203,13 @@ class DPOTrainer:
                     row = self.sums.means() | {"grad_norm": grad_norm, "learning_rate": learning_rate, "beta": beta}
                     self.sums = MetricSums()
                     self._log(row | (self.evaluate() if self._due(config.eval_every) else {}), progress, on_log)
-                if self._due(config.save_every):
+                if anywhere(config.save_due(self.step, (time.monotonic() - saved) / 60)):
                     self._save()
+                    saved = time.monotonic()
                 if anywhere(interrupted.is_set()):
                     raise KeyboardInterrupt(f"stopped after step {self.step}; {self._save()}")
+        if config.saves:
+            self._save(finished=True)
         if config.patience and self.best:
             self.model.load_state_dict(self.best, strict=False)
         if not adapters(self.model):
@@ -351,16 +361,23 @@ class DPOTrainer:
             own = reference_logps(self.policy, share(encoded), self.config.batch_size, progress and rank() == 0)
         return gather(own, len(encoded))
 
-    def _begin(self, resume: bool) -> None:
+    def _begin(self, resume: bool | Literal["auto"]) -> None:
         checkpoints = list_checkpoints(self.output) if self.output else []
+        resume = bool(checkpoints) if resume == "auto" else resume
         if resume and not checkpoints:
             raise InputError(f"no checkpoint in {self.output} to resume from; start without resume")
         if resume:
             self._restore(checkpoints[-1])
         elif self.step == 0 and checkpoints:
-            raise InputError(f"{self.output} holds checkpoints of an earlier run; resume it, or choose another output")
+            if not read_state(checkpoints[-1]).get("finished"):
+                raise InputError(
+                    f"{self.output} holds checkpoints of an earlier run that is not finished; resume it, or choose"
+                    " another output"
+                )
+            anywhere(False)  # all have looked before the first process clears the folder
+            remove_checkpoints(checkpoints)
         if self.output and rank() == 0:
-            write_json(self.output / "config.json", {"start": self.start, "key": self.key} | asdict(self.config))
+            write_json(self.output / "config.json", {"start": self.start, "key": self.key} | self.config.record())
 
     def _restore(self, folder: Path) -> None:
         state = read_state(folder)
@@ -375,15 +392,16 @@ class DPOTrainer:
         self.step, self.history, self.sums = state["step"], History(state["history"]), MetricSums(**state["sums"])
         self.scaler.load_state_dict(state["scaler"])
 
-    def _save(self) -> str:
-        """Write a checkpoint, and say how to go on from it."""
+    def _save(self, finished: bool = False) -> str:
+        """Write a checkpoint, and say how to go on from it; over that of a finished run a new one may be started."""
         if self.output is None:
             return "nothing was saved, as the run has no output folder"
         state = {
             "step": self.step,
+            "finished": finished,
             "key": self.key,
             "precision": self.precision,
-            "config": asdict(self.config),
+            "config": self.config.record(),
             "history": self.history.rows,
             "sums": asdict(self.sums),
             "scaler": self.scaler.state_dict(),

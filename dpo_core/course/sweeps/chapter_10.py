@@ -104,7 +104,7 @@ def longer(seed: int, **settings: object) -> DPOTrainer:
 
 
 def _with(make: Makes, loss: str, beta: float = 0.1, rate: float = RATE, **settings: float) -> Makes:
-    return partial(make, loss=loss, beta=beta, learning_rate=rate, loss_settings=settings)
+    return partial(make, loss=loss, beta=beta, learning_rate=rate, **settings)
 
 
 def _noisy(share: float, loss: str, beta: float = 1.0, **settings: float) -> Makes:
