@@ -65,8 +65,8 @@ def train(folder: Path, lora: bool, say: Callable[[str], None] = lambda step: No
     trainer = trainer_in(folder, lora)
     save = trainer._save
 
-    def saying() -> str:
-        text = save()
+    def saying(**settings: bool) -> str:
+        text = save(**settings)
         say(str(trainer.step))
         return text
 

@@ -188,12 +188,15 @@ class DPOConfig:
         Args:
             step: how many are done.
             minutes: since the last checkpoint, or since the start.
+        Returns:
+            Never true after the last step, when the trainer writes one anyway.
 
-        >>> config = DPOConfig(save_every=5)
+        >>> config = DPOConfig(steps=20, save_every=5)
         >>> config.save_due(4, 9.9), config.save_due(5, 0.1), config.save_due(6, 10.0)
         (False, True, True)
         """
-        return bool(self.save_every and step % self.save_every == 0) or 0 < self.save_minutes <= minutes
+        by_count = self.save_every is not None and step % self.save_every == 0
+        return step < self.steps and (by_count or 0 < self.save_minutes <= minutes)
 
 
 def default_learning_rate(model: GPT, small: float = 1e-4, published: float = 1e-6) -> float:

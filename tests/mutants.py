@@ -253,12 +253,11 @@ MUTANTS = [
     ),
     mutant(
         "every loss is DPO's", "config.py", "trainer_losses",
-        'choose_loss("cdpo" if self.loss == "sigmoid" and smoothing else self.loss, **settings)',
-        'choose_loss("cdpo" if smoothing else "sigmoid", **smoothing)',
+        "return choose_loss(self.loss, self.sft_weight, **settings)", 'return choose_loss("dpo", self.sft_weight)',
     ),
     mutant(
         "label smoothing does not reach the loss", "config.py", "trainer_losses",
-        "settings = smoothing | self.loss_settings", "settings = self.loss_settings",
+        '"label_smoothing": self.label_smoothing or None', '"label_smoothing": None',
     ),
     mutant(
         "kto's reference point is of the answers' own prompts", "kto.py", "trainer_losses",
@@ -327,8 +326,8 @@ MUTANTS = [
         "self.validation, *self.mismatched.values()], settings)", "self.validation], settings)",
     ),
     mutant(
-        "numbers of steps may be broken", "config.py", "trainer",
-        'self._require(name, "a whole number", lambda value: type(value) is int)', "pass",
+        "numbers of steps may be broken", "settings.py", "trainer",
+        "types = (int, float) if self.type is float else self.type", "types = (int, float, str, object)",
     ),
     mutant(
         "pairs by hand are written over the file", "cli.py", "cli",

@@ -491,8 +491,8 @@ def test_bad_data(here, refused, model, kind):
         "train --data pairs.jsonl --model MODEL --lr 0": "--lr: 0 is not a number above 0",
         "train --data pairs.jsonl --model MODEL --batch-size 2.5": "--batch-size: 2.5 is not a whole number above 0",
         "train --data pairs.jsonl --model MODEL --seed 99999999999999999999": "--seed: 99999999999999999999 is not",
-        "train --data pairs.jsonl --model MODEL --label-smoothing 0.5": "label_smoothing is 0.5; it must be",
-        "train --data pairs.jsonl --model MODEL --val-share 1": "val_share is 1.0; it must be",
+        "train --data pairs.jsonl --model MODEL --label-smoothing 1": "--label-smoothing: 1 is not a number of",
+        "train --data pairs.jsonl --model MODEL --val-share 1": "1 is not a number of at least 0 and below 1",
         "train --data pairs.jsonl --model MODEL --max-length 9999": "max_length is 9999, but the model has 256",
         "train --data pairs.jsonl --model MODEL --precision fp8": "invalid choice: 'fp8'",
         "train --data pairs.jsonl --model MODEL --resume": "no checkpoint in dpo_checkpoints to resume from",
@@ -570,6 +570,8 @@ def test_bad_input(here, refused, model, pairs, monkeypatch, command, message):
 def test_a_run_with_checkpoints_is_not_overwritten(here, run, refused, model, pairs):
     common = ("train", "--data", pairs, "--model", model, "--save-every", 1)
     run(*common, "--steps", 1)
+    state = here / "dpo_checkpoints" / "checkpoints" / "step-000001" / "trainer.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"finished": False}))
     assert "holds checkpoints of an earlier run" in refused(*common, "--steps", 1)
     assert "beta is 0.3, was 0.1" in refused(*common, "--steps", 2, "--resume", "--beta", 0.3)
 

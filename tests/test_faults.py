@@ -210,7 +210,6 @@ def test_a_full_disk_on_the_command_line(tmp_path, monkeypatch, capsys):
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     monkeypatch.setitem(ENCODINGS, "bytes", kills.byte_encoding)
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"tokenizer": "bytes"}))
-    monkeypatch.setattr("dpo_core.cli.DPO_RATES", {"bytes": 1e-3})
     save_pairs("pairs.jsonl", [PreferencePair(f"Ask {i}?", "Yes.", "No.") for i in range(8)])
     argv = ["train", "--data", "pairs.jsonl", "--model", "model", "--steps", "4", "--save-every", "2"]
     assert main([*argv[:-4], "--steps", "2", "--save-every", "2"]) == 0

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from dpo_core.errors import InputError
 from dpo_core.kto import kto_loss, mismatch, reference_point
-from dpo_core.losses import LOSSES, PairLogps, choose_loss, dpo_loss
+from dpo_core.losses import LOSSES, PairLogps, PairLoss, choose_loss, dpo_loss, loss_name, own_settings
 
 TRL = json.loads((Path(__file__).parent / "data" / "trl_losses.json").read_text(encoding="utf-8"))
 
@@ -123,7 +124,7 @@ def s(x):
 
 ODDS = [math.exp(-1.5) / (1 - math.exp(-1.5)), math.exp(-1.8) / (1 - math.exp(-1.8))]  # of -6/4 and -9/5 a token
 BY_HAND = [
-    ("sigmoid", {}, 0.5, -math.log(s(1.0))),
+    ("dpo", {}, 0.5, -math.log(s(1.0))),
     ("cdpo", {"label_smoothing": 0.2}, 0.5, -0.8 * math.log(s(1.0)) - 0.2 * math.log(s(-1.0))),
     ("robust", {"label_smoothing": 0.2}, 0.5, (-0.8 * math.log(s(1.0)) + 0.2 * math.log(s(-1.0))) / 0.6),
     ("hinge", {}, 0.2, 0.6),
@@ -147,7 +148,7 @@ def test_each_loss_by_hand(name, settings, beta, expected):
 
 
 def test_no_loss_goes_without_arithmetic_by_hand():
-    assert {name for name, *_ in BY_HAND} == set(LOSSES)
+    assert {LOSSES[name] for name, *_ in BY_HAND} == set(LOSSES.values())
 
 
 def test_dpop_by_hand_when_the_chosen_answer_has_fallen():
@@ -182,11 +183,11 @@ def test_kto_without_pairs_has_trls_numbers(entry):
 
 
 def test_trl_is_compared_wherever_it_has_the_loss():
-    assert set(LOSSES) - {entry["name"] for entry in TRL["losses"]} == {"dpop"}
+    assert set(LOSSES.values()) - {LOSSES[entry["name"]] for entry in TRL["losses"]} == {LOSSES["dpop"]}
     assert {entry["beta"] for entry in TRL["losses"]} == {0.05, 0.5, 2.0}
 
 
-STARTS = {"sigmoid": math.log(2), "cdpo": math.log(2), "robust": math.log(2), "sigmoid_norm": math.log(2)}
+STARTS = {"dpo": math.log(2), "cdpo": math.log(2), "robust": math.log(2), "sigmoid_norm": math.log(2)}
 STARTS |= {"dpop": math.log(2), "hinge": 1.0, "ipo": 1 / (2 * 0.3) ** 2, "apo_zero": 1.0, "apo_down": 1.0, "kto": 0.5}
 
 
@@ -245,7 +246,7 @@ def test_what_the_loss_knows_of_the_reference(name):
     after = replace(after, reference_chosen=after.reference_chosen + 3, reference_rejected=after.reference_rejected + 3)
     same = torch.allclose(LOSSES[name](before, 0.4).loss, LOSSES[name](after, 0.4).loss)
     # Not at all, or only as a difference, in which what depends on the prompt alone cancels.
-    assert same == (name in ("simpo", "orpo", "sft", "sigmoid", "cdpo", "robust", "hinge"))
+    assert same == (name in ("simpo", "orpo", "sft", "dpo", "sigmoid", "cdpo", "robust", "hinge"))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -407,13 +408,13 @@ def test_settings_and_an_sft_term_are_filled_in():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("dpo", {}, "no loss 'dpo': there are sigmoid, cdpo, "),
-        ("sigmoid", {"label_smoothing": 0.1}, "'sigmoid' has no setting 'label_smoothing'; it has only beta"),
+        ("ppo", {}, "no loss 'ppo': there are dpo, cdpo, "),
+        ("hinge", {"label_smoothing": 0.1}, "'hinge' has no setting 'label_smoothing'; it has only beta"),
         ("simpo", {"margin": 1.0}, "'simpo' has no setting 'margin'; it has gamma"),
         ("cdpo", {"label_smoothing": 0.5}, "label_smoothing is 0.5"),
         ("robust", {"label_smoothing": 0.5}, "label_smoothing is 0.5"),
         ("dpop", {"penalty": -1.0}, "penalty is -1.0"),
-        ("sigmoid", {"sft_weight": -0.1}, "sft_weight is -0.1"),
+        ("dpo", {"sft_weight": -0.1}, "sft_weight is -0.1"),
     ],
 )
 def test_what_does_not_fit_is_refused_when_the_loss_is_chosen(name, settings, message):
@@ -425,3 +426,46 @@ def test_what_does_not_fit_is_refused_when_the_loss_is_chosen(name, settings, me
 def test_beta_has_to_be_positive(name):
     with pytest.raises(InputError, match="beta is 0"):
         LOSSES[name](pairs(), 0)
+
+
+# Names, own settings and losses of one's own
+
+
+def test_sigmoid_is_trls_name_for_dpo():
+    assert LOSSES["sigmoid"] is LOSSES["dpo"] and loss_name("sigmoid") == "dpo"
+    logps = pairs()
+    smoothed = choose_loss("sigmoid", label_smoothing=0.2)(logps, 0.4)
+    torch.testing.assert_close(smoothed.loss, LOSSES["cdpo"](logps, 0.4, 0.2).loss)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_beta_of_a_loss_is_of_the_size_of_what_it_looks_at(name):
+    """Sums over an answer are tens of nats, means over its tokens a fraction of one."""
+    means = {"ipo", "sigmoid_norm", "simpo"}
+    assert (own_settings(name)["beta"] >= 1) == (name in means)
+
+
+def test_a_loss_of_your_own_is_chosen_with_its_settings():
+    def squared(logps, beta, target=1.0):
+        margin = beta * (logps.chosen_ratios - logps.rejected_ratios)
+        return PairLoss((margin - target) ** 2, beta * logps.chosen_ratios, beta * logps.rejected_ratios)
+
+    logps = pairs()
+    h = 0.4 * (logps.chosen_ratios - logps.rejected_ratios)
+    out = choose_loss(squared, sft_weight=0.5, target=2.0)(logps, 0.4)
+    torch.testing.assert_close(out.loss, (h - 2) ** 2 - 0.5 * logps.policy_chosen / logps.chosen_lengths)
+    assert own_settings(squared) == {"beta": 0.1, "target": 1.0}
+    assert loss_name(squared) == loss_name(partial(partial(squared), target=3.0)) == "squared"
+    with pytest.raises(InputError, match="'squared' has no setting 'gamma'; it has target"):
+        choose_loss(squared, gamma=1.0)
+
+
+@pytest.mark.parametrize(
+    "returned", [lambda logps: logps.policy_chosen, lambda logps: PairLoss(*torch.zeros(3))], ids=["tensor", "mean"]
+)
+def test_a_loss_of_your_own_that_returns_something_else_is_refused(returned):
+    def mine(logps, beta):
+        return returned(logps)
+
+    with pytest.raises(InputError, match="'mine' must return a PairLoss with one loss and two rewards for each pair"):
+        choose_loss(mine)(pairs(), 0.1)

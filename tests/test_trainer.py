@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import byte_encoding
 
+from dpo_core.checkpoint import list_checkpoints
 from dpo_core.data import PreferencePair
 from dpo_core.errors import InputError
 from dpo_core.metrics import History
@@ -217,8 +218,8 @@ def test_the_best_weights_survive_a_resume(make, swapped, tmp_path):
     resumed.train(progress=False, resume=True)
     assert resumed.history.rows[-1]["step"] == 6
     assert_same_weights(resumed.model, make().model)
-    (tmp_path / "checkpoints" / "step-000003" / "best.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError, match="step-000003 is damaged"):
+    (tmp_path / "checkpoints" / "step-000006" / "best.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="step-000006 is damaged"):
         make(tmp_path, **settings).train(progress=False, resume=True)
 
 
@@ -295,7 +296,7 @@ def test_a_run_leaves_model_history_and_settings(make, tmp_path):
     assert History.from_jsonl(tmp_path / "history.jsonl") == history
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 4
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        ".lock", "config.json", "final", "history.jsonl", "reference.safetensors",
+        ".lock", "checkpoints", "config.json", "final", "history.jsonl", "reference.safetensors",
     ]  # fmt: skip
 
 
@@ -386,16 +387,25 @@ def test_other_weights_need_another_reference(make, tmp_path, encoding, pairs):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"steps": 0}, "steps is 0; it must be a whole number above 0"),
         ({"steps": 1e3}, "steps is 1000.0; it must be a whole number"),
-        ({"steps": None}, "steps is None; it must be a whole number"),
+        ({"batch_size": None}, "batch_size is None; it must be a whole number"),
+        ({"steps": 3, "epochs": 2}, "steps is 3 and epochs is 2; one follows from the other, so give one"),
+        ({"epochs": 0}, "epochs is 0; it must be a number above 0"),
+        (
+            {"learning_rate_schedule": "wave"},
+            "learning_rate_schedule is 'wave'; it must be constant or linear or cosine",
+        ),
+        ({"save_minutes": -1}, "save_minutes is -1"),
+        ({"loss": 3}, "loss is 3; it must be the name of a loss, or a function"),
+        ({"beta": "0.1"}, "beta is '0.1'; it must be a number above 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"grad_accum": 0}, "grad_accum is 0"),
         ({"eval_every": 0}, "eval_every is 0"),
         ({"log_every": 0}, "log_every is 0"),
         ({"patience": 0}, "patience is 0"),
         ({"save_every": 0}, "save_every is 0"),
-        ({"beta": 0}, "beta is 0; it must be above 0"),
+        ({"beta": 0}, "beta is 0; it must be a number above 0"),
         ({"beta_end": -1.0}, "beta_end is -1.0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"max_grad_norm": 0}, "max_grad_norm is 0"),
@@ -512,9 +522,16 @@ def test_the_model_that_training_starts_from_is_not_overwritten(make, tiny_model
         DPOTrainer(model, encoding, pairs, DPOConfig(), tmp_path / "run")
 
 
-def test_an_earlier_run_is_not_overwritten(make, checkpointed):
-    with pytest.raises(InputError, match="holds checkpoints of an earlier run"):
-        make(checkpointed).train(progress=False)
+def test_an_earlier_run_is_not_overwritten_unless_it_is_finished(make, tmp_path):
+    stopped = make(tmp_path)
+    interrupt_after(stopped, 2)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(progress=False)
+    with pytest.raises(InputError, match="holds checkpoints of an earlier run that is not finished; resume it, or"):
+        make(tmp_path).train(progress=False)
+    make(tmp_path).train(progress=False, resume=True)
+    make(tmp_path, steps=3, beta=0.2).train(progress=False)
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-000003"]
 
 
 def test_a_run_is_resumed_in_the_precision_it_was_computed_in(make, checkpointed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from functools import partial
 
 import pytest
@@ -38,7 +39,7 @@ def logp(model, encoding, prompt, answer):
     return logps[at - 1, ids[0, at]].sum()
 
 
-def by_hand(loss, policy, reference, encoding, pairs, mismatched=None):
+def by_hand(loss, policy, reference, encoding, pairs, beta=0.1, mismatched=None):
     """The mean over pairs, each answer's log-probability computed alone."""
     sides = [
         torch.stack([logp(model, encoding, p.prompt, getattr(p, side)) for p in pairs])
@@ -48,15 +49,16 @@ def by_hand(loss, policy, reference, encoding, pairs, mismatched=None):
     lengths = [
         torch.tensor([len(getattr(encode_pair(encoding, p), side)) for p in pairs]) for side in ("chosen", "rejected")
     ]
-    return loss(PairLogps(*sides, *lengths, mismatched), 0.1).loss.mean()
+    return loss(PairLogps(*sides, *lengths, mismatched), beta).loss.mean()
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_logged_loss_is_the_one_asked_for(make, tiny_model, encoding, pairs, name):
     settings = {"label_smoothing": 0.2} if name in ("cdpo", "robust") else {}
-    trainer = make(loss=name, loss_settings=settings)
+    trainer = make(loss=name, **settings)
     loss = partial(LOSSES[name], **settings)
-    expected = by_hand(loss, trainer.model, tiny_model, encoding, pairs, torch.zeros(1))
+    beta = inspect.signature(LOSSES[name]).parameters["beta"].default
+    expected = by_hand(loss, trainer.model, tiny_model, encoding, pairs, beta, torch.zeros(1))
     history = trainer.train(progress=False)
     assert history.rows[0]["loss"] == pytest.approx(float(expected), rel=1e-4)
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
@@ -71,7 +73,7 @@ def test_the_logged_loss_is_the_one_asked_for(make, tiny_model, encoding, pairs,
             lambda logps, beta: LOSSES["robust"](logps, beta, label_smoothing=0.2),
         ),
         (
-            {"loss": "simpo", "loss_settings": {"gamma": 3.0}},
+            {"loss": "simpo", "gamma": 3.0},
             lambda logps, beta: LOSSES["simpo"](logps, beta, gamma=3.0),
         ),
     ],
@@ -82,9 +84,10 @@ def test_settings_reach_the_loss_also_where_it_is_evaluated(make, tiny_model, en
     trainer.reference["validation"] = trainer.reference["training"]
     trainer.train(progress=False)
     found = trainer.evaluate()["eval_loss"]
-    assert found == pytest.approx(float(by_hand(loss, trainer.model, tiny_model, encoding, pairs)), rel=1e-4)
+    beta = trainer.config.beta
+    assert found == pytest.approx(float(by_hand(loss, trainer.model, tiny_model, encoding, pairs, beta)), rel=1e-4)
     assert found != pytest.approx(
-        float(by_hand(LOSSES[trainer.config.loss], trainer.model, tiny_model, encoding, pairs))
+        float(by_hand(LOSSES[trainer.config.loss], trainer.model, tiny_model, encoding, pairs, beta))
     )
 
 
@@ -98,7 +101,7 @@ def test_the_reference_point_of_kto_is_that_of_the_step_however_many_passes_it_t
 
 
 def test_an_sft_term_is_added(make):
-    plain, tied = make(), make(loss_settings={"sft_weight": 0.5})
+    plain, tied = make(), make(sft_weight=0.5)
     start = [trainer.train(progress=False).rows[0]["loss"] for trainer in (plain, tied, make(loss="sft"))]
     assert start[1] == pytest.approx(start[0] + 0.5 * start[2], rel=1e-5)
 
@@ -131,12 +134,12 @@ def test_kto_measures_how_far_answers_to_other_prompts_have_drifted(make, tiny_m
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "nonsense"}, "no loss 'nonsense': there are sigmoid"),
+        ({"loss": "nonsense"}, "no loss 'nonsense': there are dpo"),
         ({"loss": "robust"}, "the loss 'robust' needs label_smoothing, the share of labels assumed wrong"),
-        ({"loss": "cdpo", "loss_settings": {"label_smoothing": 0.0}}, "the loss 'cdpo' needs label_smoothing"),
+        ({"loss": "cdpo", "label_smoothing": 0.0}, "the loss 'cdpo' needs label_smoothing"),
         ({"loss": "ipo", "label_smoothing": 0.1}, "the loss 'ipo' has no setting 'label_smoothing'"),
-        ({"loss_settings": {"penalty": 1.0}}, "the loss 'sigmoid' has no setting 'penalty'"),
-        ({"loss_settings": {"sft_weight": -1.0}}, "sft_weight is -1.0"),
+        ({"penalty": 1.0}, "the loss 'dpo' has no setting 'penalty'"),
+        ({"sft_weight": -1.0}, "sft_weight is -1.0"),
     ],
 )
 def test_what_no_loss_has_is_refused(settings, message):

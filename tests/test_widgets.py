@@ -237,8 +237,8 @@ def test_the_loss_of_the_page_is_that_of_dpo_core():
 
 
 def test_the_family_of_the_page_is_that_of_dpo_core():
-    assert set(SETTINGS) == set(LOSSES)
-    cases = [(name, h, both) for name in LOSSES for h in (-60, -7.5, 0, 2.5, 59) for both in (-20.0, 0.25, 10.0)]
+    assert {LOSSES[name] for name in SETTINGS} == set(LOSSES.values())
+    cases = [(name, h, both) for name in SETTINGS for h in (-60, -7.5, 0, 2.5, 59) for both in (-20.0, 0.25, 10.0)]
     got = node(f"""
         import {{ valuesAt }} from "./family_explorer.js";
         const [cases, {{ groups, pair }}] = [{json.dumps(cases)}, {json.dumps(state(FamilyExplorer()._repr_html_()))}];
