@@ -32,7 +32,7 @@ def run(seed: int, folder: Path) -> dict[str, object]:
     assert main(["data", "--pairs", str(PAIRS), "--output", str(pairs), "--seed", str(seed)]) == 0
     started = time.perf_counter()
     training = ["train", "--data", str(pairs), "--output", str(output), "--steps", str(STEPS)]
-    training += ["--beta", str(BETA), "--lr", str(LEARNING_RATE), "--seed", str(seed)]
+    training += ["--beta", str(BETA), "--lr", str(LEARNING_RATE), "--seed", str(seed), "--precision", "auto"]
     assert main(training) == 0
     seconds = time.perf_counter() - started
     assert main(["evaluate", "--model", str(output), "--seed", str(seed), "--json", str(figures)]) == 0

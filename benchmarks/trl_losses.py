@@ -263,8 +263,7 @@ if __name__ == "__main__":
     record["of TRL's DPOTrainer not in LOSSES"] = NOT_OURS
     compared = {LOSSES[name] for name in (*(name for name, *_ in CASES), *ELSEWHERE)}
     assert compared == set(LOSSES.values()), "a loss is compared with nothing"
-    record_file("trl_losses").write_text(json.dumps(record, indent=1) + "
-", encoding="utf-8")
+    record_file("trl_losses").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     fixture = ROOT / "tests" / "data" / "trl_losses.json"
     fixture.parent.mkdir(exist_ok=True)
     fixture.write_text(json.dumps(small) + "\n", encoding="utf-8")
