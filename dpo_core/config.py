@@ -17,7 +17,7 @@ from dpo_core.model import GPT
 from dpo_core.precision import PRECISIONS
 from dpo_core.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Kind, check, one_of, setting
 
-__all__ = ["REFERENCES", "SCHEDULES", "DPOConfig", "default_learning_rate", "recorded_settings"]
+__all__ = ["REFERENCES", "SCHEDULES", "WRONG_LABELS", "DPOConfig", "default_learning_rate", "recorded_settings"]
 
 REFERENCES = ("cached", "live", "adapter_off")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -105,10 +105,10 @@ class DPOConfig:
 
     save_minutes: float = setting(10.0, NOT_NEGATIVE, group="saving and computing",
         help="minutes between checkpoints, with one at the end: lower loses less to a crash; 0 writes none")
-    save_every: int | None = setting(None, COUNT, unset="only by the clock",
-        help="steps between checkpoints: the same as minutes, counted in steps")
+    save_every: int | None = setting(None, COUNT, unset="by the clock alone",
+        help="steps between checkpoints, besides those by the clock: lower loses less to a crash")
     precision: str = setting("float32", one_of(*PRECISIONS),
-        help="bf16 and fp16 compute faster and coarser where supported; auto takes what is fastest on this machine")
+        help="bf16 and fp16 compute faster and coarser where supported; auto asks the processor")
     parallel: str = setting("ddp", one_of(*PARALLEL),
         help="under torchrun each process holds the whole model, or (fsdp) a part: less memory, more traffic")
     # fmt: on

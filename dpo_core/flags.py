@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dpo_core.config import DPOConfig
+from dpo_core.config import WRONG_LABELS, DPOConfig
 from dpo_core.errors import InputError
 from dpo_core.losses import LOSSES, loss_name, own_settings
 from dpo_core.model import PUBLISHED
@@ -18,34 +18,40 @@ from dpo_core.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Kind, 
 __all__ = ["build_parser"]
 
 
-METAVARS = {int: "N", float: "X"}
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")  # in one line, as every other mistake
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A converter that takes only what is of this kind."""
+
+    kind: Kind
+
+    @property
+    def metavar(self) -> str:
+        return "N" if self.kind.type is int else "X"
+
+    def __call__(self, text: str) -> Any:
+        with suppress(ValueError):
+            if self.kind.takes(value := self.kind.type(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is not {self.kind.words}")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return action.type.metavar if isinstance(action.type, _Read) else action.dest.upper()
+
     def _format_action_invocation(self, action: argparse.Action) -> str:
         """All names, then the value once, as Python 3.13 does; not ``--learning-rate X, --lr X``."""
-        value = self._format_args(action, action.dest.upper()) if action.nargs != 0 else ""
+        metavar = self._get_default_metavar_for_optional(action)
+        value = self._format_args(action, metavar) if action.nargs != 0 else ""
         return f"{', '.join(action.option_strings)} {value}".strip() or super()._format_action_invocation(action)
-
-
-def _read(kind: Kind) -> Callable[[str], Any]:
-    """A converter that takes only what is of this kind."""
-
-    def convert(text: str) -> Any:
-        with suppress(ValueError):
-            if kind.takes(value := kind.type(text)):
-                return value
-        raise argparse.ArgumentTypeError(f"{text} is not {kind.words}")
-
-    return convert
 
 
 def _add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
@@ -56,18 +62,20 @@ def _add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
         if told.group:
             group = parser.add_argument_group(told.group)
         unset = f" (default: {told.unset})" if told.unset else ""
-        flags, about = (f"--{found.name.replace('_', '-')}", *told.flags), {"help": told.help + unset}
-        values: dict[str, Any] = {"choices": told.kind.choices, "metavar": told.metavar or None}
-        if not told.kind.choices:
-            values = {"type": _read(told.kind), "metavar": told.metavar or METAVARS[told.kind.type]}
-        group.add_argument(*flags, dest=found.name, default=found.default, **about, **values)
+        shown = " (default: %(default)g)" if isinstance(found.default, float) else unset
+        values: dict[str, Any] = {"choices": told.kind.choices} if told.kind.choices else {"type": _Read(told.kind)}
+        values |= {"dest": found.name, "default": found.default, "metavar": told.metavar or None}
+        group.add_argument(f"--{found.name.replace('_', '-')}", *told.flags, help=told.help + shown, **values)
 
 
 def _family() -> str:
-    """The losses, each with its own settings."""
+    """The losses, each with its own settings; how many labels are wrong has to be said."""
 
     def values(name: str) -> str:
-        return ", ".join(f"{setting} {value:g}" for setting, value in own_settings(name).items() if value)
+        shown = [
+            f"{setting} {value:g}" for setting, value in own_settings(name).items() if setting != "label_smoothing"
+        ]
+        return ", ".join(shown + ["needs --label-smoothing"] * (name in WRONG_LABELS))
 
     return "losses: " + "; ".join(f"{name} ({values(name)})" for name in LOSSES if name == loss_name(name))
 
@@ -88,14 +96,14 @@ def build_parser() -> argparse.ArgumentParser:
         text = (
             "train an adapter (LoRA) of this rank, 8 if not said, and freeze the model; the usual rate is then tenfold"
         )
-        add("--lora", type=_read(COUNT), nargs="?", const=8, metavar="RANK", help=text)
+        add("--lora", type=_Read(COUNT), nargs="?", const=8, metavar="RANK", help=text)
 
     def next_token(add: Callable[..., argparse.Action], output: str, rate: float | None, rate_help: str) -> None:
         add("--output", type=Path, default=Path(output), help="folder of the model")
-        add("--epochs", type=_read(POSITIVE), default=1.0, help="passes over the data")
-        add("--learning-rate", "--lr", type=_read(POSITIVE), default=rate, metavar="X", help=rate_help)
-        add("--batch-tokens", type=_read(COUNT), default=2048, help="tokens per step; lower it if memory runs out")
-        add("--seed", type=_read(SEED), default=0, help="of weights and order")
+        add("--epochs", type=_Read(POSITIVE), default=1.0, help="passes over the data")
+        add("--learning-rate", "--lr", type=_Read(POSITIVE), default=rate, help=rate_help)
+        add("--batch-tokens", type=_Read(COUNT), default=2048, help="tokens per step; lower it if memory runs out")
+        add("--seed", type=_Read(SEED), default=0, help="of weights and order")
 
     add = command("data", "Make, convert or check preference pairs; without a choice, sample the pocket world.")
     add("--interactive", action="store_true", help="type pairs in; each is added to --output at once")
@@ -106,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--force", action="store_true", help="replace what --output holds; pairs made by hand are added to it anyway")
     add(
         "--pairs",
-        type=_read(COUNT),
+        type=_Read(COUNT),
         default=1500,
         help="how many; without a choice the first ten are the quick-start's",
     )
@@ -114,20 +122,20 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ask", action="store_true", help="with --from-model: you judge; each pair is added to --output at once")
     add(
         "--noise",
-        type=_read(NOT_NEGATIVE),
+        type=_Read(NOT_NEGATIVE),
         default=0.0,
         help="temperature of the judge's Bradley-Terry choice; 0: none",
     )
-    add("--longer-chosen", type=_read(SHARE), default=0.5, help="share of sampled pairs whose chosen answer is longer")
+    add("--longer-chosen", type=_Read(SHARE), default=0.5, help="share of sampled pairs whose chosen answer is longer")
     add("--tokenizer", default="pocket", help="with --check: pocket or gpt2")
-    add("--max-length", type=_read(COUNT), default=512, help="with --check: tokens of prompt and one answer")
-    add("--seed", type=_read(SEED), default=0, help="the same seed gives the same pairs")
+    add("--max-length", type=_Read(COUNT), default=512, help="with --check: tokens of prompt and one answer")
+    add("--seed", type=_Read(SEED), default=0, help="the same seed gives the same pairs")
 
     add = command("pretrain", "Train a new GPT on plain text, its documents apart by blank lines.")
     add("--data", type=Path, required=True, help="a UTF-8 text file")
     add("--tokenizer", default="pocket", help="pocket or gpt2")
     for flag, default in (("--layers", 4), ("--channels", 224), ("--heads", 7), ("--context", 512)):
-        add(flag, type=_read(COUNT), default=default, help="shape of the model")
+        add(flag, type=_Read(COUNT), default=default, help="shape of the model")
     next_token(add, "checkpoints/pretrained", 1e-3, "peak learning rate")
 
     add = command("sft", "Fine-tune on good answers.")
@@ -142,7 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     lora(add)
     add("--output", type=Path, default=Path("dpo_checkpoints"), help="folder of the run")
     add("--val", type=Path, metavar="FILE", help="validation pairs, instead of a share of --data")
-    resume = "go on from the last checkpoint in --output; with auto start anew if there is none"
+    resume = "go on from the last checkpoint in --output; with auto, start if there is none"
     add("--resume", nargs="?", const=True, default=False, choices=["auto"], metavar="auto", help=resume)
     train = commands.choices["train"]
     train.usage, train.epilog = "python -m dpo_core train --data FILE [settings]", _family()
@@ -152,26 +160,26 @@ def build_parser() -> argparse.ArgumentParser:
     model(add)
     add("--prompt", action="append", required=True, help="may be given more than once")
     add("--compare", nargs="?", const="start", metavar="MODEL", help="first the answer of MODEL, or of the start model")
-    add("--max-new-tokens", type=_read(COUNT), default=160, help="longest answer")
-    add("--temperature", type=_read(NOT_NEGATIVE), default=0.7, help="0: always the likeliest token; 1: as trained")
-    add("--top-k", type=_read(COUNT), help="draw from the k likeliest tokens only")
-    add("--top-p", type=_read(SHARE), help="draw from the likeliest tokens that hold this share")
-    add("--seed", type=_read(SEED), default=0, help="of the sampling")
+    add("--max-new-tokens", type=_Read(COUNT), default=160, help="longest answer")
+    add("--temperature", type=_Read(NOT_NEGATIVE), default=0.7, help="0: always the likeliest token; 1: as trained")
+    add("--top-k", type=_Read(COUNT), help="draw from the k likeliest tokens only")
+    add("--top-p", type=_Read(SHARE), help="draw from the likeliest tokens that hold this share")
+    add("--seed", type=_Read(SEED), default=0, help="of the sampling")
 
     add = command("evaluate", "Compare a model with another: reward accuracy, win rate, KL.")
     model(add)
     add("--reference", default="start", metavar="MODEL", help="what to compare with; start: where its training began")
     add("--data", type=Path, help="pairs to measure the accuracy of the implicit reward on")
-    add("--beta", type=_read(POSITIVE), default=0.1, help="the beta of the training")
+    add("--beta", type=_Read(POSITIVE), default=0.1, help="the beta of the training")
     add(
         "--questions",
-        type=_read(COUNT),
+        type=_Read(COUNT),
         help="held-out questions of the pocket world to ask, 2 or more; all if not given",
     )
-    add("--seed", type=_read(SEED), default=0, help="of the sampling")
+    add("--seed", type=_Read(SEED), default=0, help="of the sampling")
     add("--json", type=Path, metavar="FILE", help="write the figures there, too")
 
     add = command("pocket", "Rebuild the shipped pocket model from its world.")
     add("--output", type=Path, required=True, help="folder to write to")
-    add("--seed", type=_read(SEED), default=0, help="of everything")
+    add("--seed", type=_Read(SEED), default=0, help="of everything")
     return parser

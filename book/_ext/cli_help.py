@@ -15,9 +15,10 @@ class CliHelp(SphinxDirective):
     """One section for each command of ``python -m dpo_core``, so that the page cannot drift from the code."""
 
     def run(self) -> list[nodes.Node]:
-        from dpo_core import flags
+        from dpo_core import config, flags, losses
 
-        self.env.note_dependency(flags.__file__)
+        for source in (config, flags, losses):
+            self.env.note_dependency(source.__file__)
         parser = flags.build_parser()
         commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
         return [self._section(name, command) for name, command in commands.items()]
