@@ -262,8 +262,8 @@ def _train(args: argparse.Namespace) -> None:
             {same_prompt(e.pair.prompt) for e in encoded} for encoded in (trainer.training, trainer.validation)
         )
         print(f"validation: {len(training & validation)} of {len(validation)} prompts are in the training pairs, too")
-    if config.precision == "float32" != (faster := choose("auto", model.device)):
-        print(f"computing in float32; --precision auto would take {faster}, which is faster here")
+    if model.device.type == "cuda" and config.precision == "float32":
+        print(f"computing in float32; --precision auto would take {choose('auto', model.device)}, which is faster here")
     trainer.train(resume=args.resume)
     if row := trainer.history.kept_row(trainer.config.patience):
         accuracy, count = row["eval_rewards/accuracies"], len(trainer.validation)
