@@ -208,14 +208,16 @@ class DPOTrainer:
                     saved = time.monotonic()
                 if anywhere(interrupted.is_set()):
                     raise KeyboardInterrupt(f"stopped after step {self.step}; {self._save()}")
-        if config.saves:
-            self._save(finished=True)
-        if config.patience and self.best:
-            self.model.load_state_dict(self.best, strict=False)
-        if not adapters(self.model):
-            self.model.source = ""  # it is no longer what was loaded
-        if self.output:
-            save_final(self.output, self.model, self.history)
+        try:
+            if config.saves:
+                self._save(finished=True)
+        finally:  # where there is no room for another checkpoint, there may be for the model alone
+            if config.patience and self.best:
+                self.model.load_state_dict(self.best, strict=False)
+            if not adapters(self.model):
+                self.model.source = ""  # it is no longer what was loaded
+            if self.output:
+                save_final(self.output, self.model, self.history)
         return self.history
 
     def _update(self, indices: list[int], beta: float, learning_rate: float) -> float:

@@ -203,6 +203,16 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_training_can_go_on(run, wh
     assert json.loads((run / "history.jsonl").read_text().splitlines()[-1])["step"] == kills.STEPS
 
 
+def test_no_room_for_the_last_checkpoint_does_not_cost_the_model(run, whole):
+    trainer = kills.trainer_in(run, lora=False)
+    trainer.config.__dict__["save_every"] = None  # the only checkpoint is the one at the end
+    with disk_of(60_000), pytest.raises(InputError, match=r"step-\d+: cannot be written"):
+        trainer.train(progress=False)
+    assert list_checkpoints(run) == []
+    ours, theirs = (load_file(folder / "final" / "model.safetensors") for folder in (run, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_a_full_disk_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     trainer = kills.trainer_in(tmp_path / "first", lora=False)
