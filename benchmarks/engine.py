@@ -264,11 +264,11 @@ def our_trainer(model: GPT, work: Work) -> DPOTrainer:
 def train_ours(model: GPT, work: Work) -> Log:
     trainer, log, B = our_trainer(model, work), Log(), work.batch_size
     start = now(work.device)
-    trainer.reference = trainer._reference_logps()
+    trainer.reference = trainer.score_sets()
     log.reference_seconds = now(work.device) - start
     for index in work.schedule():
         start = now(work.device)
-        trainer._update(list(range(index * B, index * B + B)), BETA, RATE)
+        trainer.step(list(range(index * B, index * B + B)), BETA, RATE)
         means = trainer.sums.means()
         trainer.sums = type(trainer.sums)()
         log.losses.append(means["loss"])
@@ -299,11 +299,11 @@ def profile_ours(work: Work) -> dict[str, float]:
     trainer, B = our_trainer(GPT.from_pretrained(work.weights), work), work.batch_size
     trainer.reference = {"training": torch.zeros(len(trainer.training), 2)}
     steps = [list(range(i * B, i * B + B)) for i in range(len(work.batches))]
-    trainer._update(steps[0], BETA, RATE)
+    trainer.step(steps[0], BETA, RATE)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as found:
         for indices in steps:
-            trainer._update(indices, BETA, RATE)
+            trainer.step(indices, BETA, RATE)
     shares = dict.fromkeys([*KINDS, "all else"], 0.0)
     # A kernel's time is counted with the operation that started it, which runs on the CPU.
     for entry in (entry for entry in found.key_averages() if entry.device_type == DeviceType.CPU):

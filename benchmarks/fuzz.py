@@ -84,7 +84,7 @@ def readers(folder: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
     tokens.write_text("IQ== 0\nIg== 1\nIw== 2\n", encoding="ascii")
 
     def resume() -> None:
-        trainer._restore(newest)
+        trainer.run.begin(True, True, trainer.model, trainer.optimizer)
 
     def label() -> None:
         with LabelSession(labels) as session:

@@ -63,14 +63,14 @@ def trainer_in(folder: Path, lora: bool) -> DPOTrainer:
 def train(folder: Path, lora: bool, say: Callable[[str], None] = lambda step: None) -> None:
     """Begin the run or go on with it, and say each step whose checkpoint is written."""
     trainer = trainer_in(folder, lora)
-    save = trainer._save
+    save = trainer.save
 
     def saying(**settings: bool) -> str:
         text = save(**settings)
-        say(str(trainer.step))
+        say(str(trainer.global_step))
         return text
 
-    trainer._save = saying  # type: ignore[method-assign]
+    trainer.save = saying  # type: ignore[method-assign]
     trainer.train(progress=False, resume=bool(list_checkpoints(folder)))
 
 

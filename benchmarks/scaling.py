@@ -58,7 +58,7 @@ def measure(point: dict) -> dict[str, float]:
     trainer.reference = {"training": torch.zeros(len(pairs), 2)}
     for _ in work.schedule():
         start = now(work.device)
-        trainer._update(list(range(len(pairs))), BETA, RATE)
+        trainer.step(list(range(len(pairs))), BETA, RATE)
         seconds.append(now(work.device) - start)
     return {"seconds": min(seconds[1:]), "peak_mb": peak_mb(work.device)}
 
@@ -73,7 +73,7 @@ def endure(steps: int = 1000, every: int = 100) -> dict[str, list[float]]:
     trainer.reference = {"training": torch.zeros(len(pairs), 2)}
     held: dict[str, list[float]] = {"steps": [], "resident_mb": []}
     for step in range(1, steps + 1):
-        trainer._update(list(range(B * (step - 1), B * step)), BETA, RATE)
+        trainer.step(list(range(B * (step - 1), B * step)), BETA, RATE)
         if step % every == 0:
             held["steps"].append(step)
             held["resident_mb"].append(held_mb(work.device))

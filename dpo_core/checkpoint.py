@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpo_core.data import EncodedPair
-from dpo_core.distributed import anywhere, collect, rank, spread
+from dpo_core.distributed import any_rank, rank, scatter_like, whole_on_first
 from dpo_core.errors import InputError
-from dpo_core.files import FileLock, read_json, read_tensors, refuse_pickles, sync, why, written
+from dpo_core.files import NamedLock, atomic_write, read_json, read_tensors, reason, refuse_pickles, sync
 from dpo_core.lora import adapters, merged_copy, read_adapter, save_adapter
 from dpo_core.metrics import History
 from dpo_core.model import GPT
@@ -39,8 +39,8 @@ __all__ = [
     "cached",
     "delayed_interrupt",
     "fingerprint",
+    "folder_lock",
     "kept_precision",
-    "learned",
     "list_checkpoints",
     "load_best",
     "load_checkpoint",
@@ -49,7 +49,7 @@ __all__ = [
     "save_checkpoint",
     "save_final",
     "save_trained",
-    "sole_use",
+    "trainable_state",
     "writable_folder",
     "write_json",
 ]
@@ -74,13 +74,13 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    with written(file) as partial:
+    with atomic_write(file) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def sole_use(run: Path | None) -> Iterator[None]:
-    """Within it no other process can train in the folder.
+def folder_lock(run: Path | None) -> Iterator[None]:
+    """Keep every other process from training in the folder.
 
     Args:
         run: the folder; without one nothing is locked. Of several processes that work together the first one asks.
@@ -91,12 +91,14 @@ def sole_use(run: Path | None) -> Iterator[None]:
         yield
         return
     try:
-        lock = FileLock(run / ".lock")
+        lock = NamedLock(run / ".lock")
     except InputError as error:
-        raise InputError(f"{run} is in use by {error}; wait until it is done, or choose another --output") from error
+        raise InputError(
+            f"{run} is in use by {error}; wait until it is done, or choose another output folder"
+        ) from error
     except OSError as error:
         raise InputError(
-            f"{run}: cannot write there ({error.strerror}); make room, or choose another --output"
+            f"{run}: cannot write there ({reason(error)}); make room, or choose another output folder"
         ) from error
     try:
         yield
@@ -104,8 +106,8 @@ def sole_use(run: Path | None) -> Iterator[None]:
         lock.release()
 
 
-def learned(model: GPT) -> dict[str, Tensor]:
-    """The weights that training changes: all, or those of the adapter if there is one; no copies."""
+def trainable_state(model: GPT) -> dict[str, Tensor]:
+    """Select the weights that training changes: all, or those of the adapter if there is one; no copies."""
     state = model.state_dict()
     return {name: tensor for name, tensor in state.items() if ".lora_" in name} if adapters(model) else state
 
@@ -142,8 +144,8 @@ def save_checkpoint(
         InputError: it cannot be written; those before it are as they were.
     """
     folder = run / "checkpoints" / f"step-{step:06d}"
-    weights, best = collect(learned(model)), best and collect(best)
-    moments = collect(
+    weights, best = whole_on_first(trainable_state(model)), best and whole_on_first(best)
+    moments = whole_on_first(
         {
             f"{parameter}.{name}": tensor
             for parameter, tensors in optimizer.state_dict()["state"].items()
@@ -172,8 +174,8 @@ def save_checkpoint(
     except (OSError, SafetensorError, InputError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         whole = list_checkpoints(run)[-1:]
-        kept = f"; {whole[0]} is whole, and --resume goes on from it" if whole else ""
-        raise InputError(f"{folder}: cannot be written ({why(error)}); make room there{kept}") from error
+        kept = f"; {whole[0]} is whole, and train(resume=True) goes on from it" if whole else ""
+        raise InputError(f"{folder}: cannot be written ({reason(error)}); make room there{kept}") from error
     remove_checkpoints([*list_checkpoints(run)[:-KEPT], *folder.parent.glob("*.old")])
     return folder
 
@@ -191,15 +193,15 @@ def save_final(run: Path, model: GPT, history: History) -> None:
 
     ``final/training.json`` keeps what ``run/config.json`` says, which the next training in this folder overwrites.
     """
-    weights = collect(model.state_dict())
+    weights = whole_on_first(model.state_dict())
     if rank() == 0:
         with delayed_interrupt():  # it takes a moment, and half of it would be no use
             save_trained(model, run / "final", run / "adapter", weights)
             write_json(run / "final" / "training.json", read_json(run / "config.json"))
-            with written(run / "history.jsonl") as partial:
+            with atomic_write(run / "history.jsonl") as partial:
                 history.to_jsonl(partial)
             sync(run)
-    anywhere(False)  # all wait until it is there
+    any_rank(False)  # all wait until it is there
 
 
 def save_trained(model: GPT, folder: Path, adapter: Path, weights: dict[str, Tensor] | None = None) -> None:
@@ -225,14 +227,23 @@ def read_state(folder: Path) -> dict[str, Any]:
         steps = state["config"].get("steps")
         if not isinstance(steps, int) or not 0 <= state["step"] <= steps:
             raise InputError(f"trainer.json is of step {state['step']} of {steps}")
-        sums = state["sums"]
-        if sums.keys() != {"sums", "count"} or not isinstance(sums["sums"], dict) or not isinstance(sums["count"], int):
-            raise InputError("trainer.json has other sums than ours")
+        state["sums"] = _sums(state["sums"])
         if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in state["history"]):
             raise InputError("trainer.json has a history that is none")
     except InputError as error:
         raise _damaged(folder, error) from error
     return state
+
+
+def _sums(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those of ``MetricSums``; an earlier version had one count for all."""
+    sums, counts = found.get("sums"), found.get("counts", found.get("count"))
+    if isinstance(counts, int) and isinstance(sums, dict):
+        counts = dict.fromkeys(sums, counts)
+    known = len(found) == 2 and isinstance(sums, dict) and isinstance(counts, dict)
+    if not known or sums.keys() != counts.keys():
+        raise InputError("trainer.json has other sums than ours")
+    return {"sums": sums, "counts": counts}
 
 
 def kept_precision(run: Path) -> str | None:
@@ -274,16 +285,16 @@ def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.AdamW, step
             like = parameters[int(number)] if name != "step" else tensor.new_zeros(())
             if tensor.shape != like.shape or not tensor.is_floating_point() or not tensor.isfinite().all():
                 raise InputError(f"{key} in optimizer.safetensors has another shape than its parameter, or odd numbers")
-            moments.setdefault(int(number), {})[name] = spread(tensor, like)
+            moments.setdefault(int(number), {})[name] = scatter_like(tensor, like)
     except (OSError, InputError) as error:
         raise _damaged(folder, error) from error
-    model.load_state_dict(_spread(weights, model), strict=False)
+    model.load_state_dict(_scattered(weights, model), strict=False)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _spread(weights: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
+def _scattered(weights: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
     own = model.state_dict()
-    return {name: spread(tensor, own[name]) for name, tensor in weights.items()}
+    return {name: scatter_like(tensor, own[name]) for name, tensor in weights.items()}
 
 
 def load_best(folder: Path, model: GPT) -> dict[str, Tensor] | None:
@@ -296,13 +307,13 @@ def load_best(folder: Path, model: GPT) -> dict[str, Tensor] | None:
     if not file.exists():
         return None
     try:
-        best, own = read_tensors(file), learned(model)
+        best, own = read_tensors(file), trainable_state(model)
         layouts = [{name: (t.shape, t.dtype) for name, t in tensors.items()} for tensors in (best, own)]
         if layouts[0] != layouts[1]:
             raise InputError("best.safetensors is of another model")
     except InputError as error:
         raise _damaged(folder, error) from error
-    return _spread(best, model)
+    return _scattered(best, model)
 
 
 def _damaged(folder: Path, error: Exception) -> InputError:
@@ -332,11 +343,11 @@ def cached(file: Path | None, key: str, compute: Callable[[], dict[str, Tensor]]
         with suppress(SafetensorError, OSError), safe_open(file, "pt") as kept:
             if kept.metadata() == {"key": key}:
                 tensors = {name: kept.get_tensor(name) for name in kept.keys()}
-    if not anywhere(tensors is None) and tensors is not None:  # elsewhere the file may be missing: all compute then
+    if not any_rank(tensors is None) and tensors is not None:  # elsewhere the file may be missing: all compute then
         return tensors
     tensors = compute()
     if file and rank() == 0:
-        with written(file) as partial:
+        with atomic_write(file) as partial:
             save_file(tensors, partial, metadata={"key": key})
     return tensors
 

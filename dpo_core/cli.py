@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import random
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -26,7 +27,7 @@ from dpo_core.collect import ask_which, pocket_pairs, sampled_pairs, typed_pairs
 from dpo_core.config import DPOConfig, default_learning_rate
 from dpo_core.data import PreferencePair, audit_pairs, load_pairs, same_prompt, save_pairs
 from dpo_core.device import best_device
-from dpo_core.distributed import launched, print_error, processes, rank
+from dpo_core.distributed import launched, print_error, process_group, rank
 from dpo_core.errors import InputError, printable
 from dpo_core.evaluate import wilson_interval
 from dpo_core.files import read_json
@@ -35,12 +36,13 @@ from dpo_core.generate import Generation, generate
 from dpo_core.logprobs import reference_logps
 from dpo_core.lora import LoRAConfig, adapters, add_lora, count_parameters, load_merged
 from dpo_core.model import GPT, PUBLISHED, GPTConfig
-from dpo_core.pairs import add_pair
+from dpo_core.pairs import add_pair, load_labels
 from dpo_core.precision import choose
 from dpo_core.pretrain import Document, LMConfig, text_documents, train_lm
+from dpo_core.report import REPORTS
 from dpo_core.sft import load_examples, sft_documents
 from dpo_core.tokenizer import load_tokenizer
-from dpo_core.trainer import DPOTrainer
+from dpo_core.trainers import KTOTrainer, trainer_for
 
 __all__ = ["main"]
 
@@ -70,20 +72,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         if launched() and args.command != "train":
             raise InputError(f"only train runs in several processes; start {args.command} without torchrun")
-        with processes():
+        with process_group():
             COMMANDS[args.command](args)
         return 0
-    except (InputError, OSError, SafetensorError) as error:  # the last two: a disk that is full
+    except InputError as error:
+        message = in_flags(str(error))
+    except (OSError, SafetensorError) as error:  # a disk that is full
         message = str(error)
     except torch.OutOfMemoryError:
         remedy = SMALLER.get(args.command, "take a smaller model or fewer prompts")
         message = f"the GPU's memory is full; {remedy}"
     except KeyboardInterrupt as stop:
         if rank() == 0:
-            print(str(stop) or "stopped", file=sys.stderr)
+            print(in_flags(str(stop)) or "stopped", file=sys.stderr)
         return 130
     print_error(message)
     return 2
+
+
+def in_flags(message: str) -> str:
+    """Say in the command line's words what the library said in its own.
+
+    >>> in_flags("lower batch_size, or choose another output folder; train(resume=True) goes on from there")
+    'lower --batch-size, or choose another --output; --resume goes on from there'
+    """
+    settings = "|".join(found.name for found in fields(DPOConfig) if "_" in found.name)
+    message = re.sub(rf"\b({settings})\b", lambda name: f"--{name[0].replace('_', '-')}", message)
+    return message.replace("another output folder", "another --output").replace("train(resume=True)", "--resume")
 
 
 def _load(name: str) -> GPT:
@@ -250,11 +265,14 @@ def _train_lm(args: argparse.Namespace, model: GPT, documents: list[Document], l
 
 
 def _train(args: argparse.Namespace) -> None:
-    pairs = load_pairs(args.data)
-    val_pairs = load_pairs(args.val) if args.val else None
-    model = _to_train(args)
     config = DPOConfig(**{setting.name: getattr(args, setting.name) for setting in fields(DPOConfig)})
-    trainer = DPOTrainer(model, load_tokenizer(model.config.tokenizer), pairs, config, args.output, val_pairs)
+    kind = trainer_for(config.loss)
+    load = load_labels if kind is KTOTrainer else load_pairs
+    pairs: Any = load(args.data)
+    val_pairs: Any = load(args.val) if args.val else None
+    callbacks = [report(args.output) for report in map(REPORTS.__getitem__, args.report_to)]
+    model = _to_train(args)
+    trainer = kind(model, load_tokenizer(model.config.tokenizer), pairs, config, args.output, val_pairs)
     print(trainer.audit.report())
     if trainer.val_audit:
         print(f"validation: {trainer.val_audit.report()}")
@@ -264,8 +282,9 @@ def _train(args: argparse.Namespace) -> None:
         print(f"validation: {len(training & validation)} of {len(validation)} prompts are in the training pairs, too")
     if model.device.type == "cuda" and config.precision == "float32":
         print(f"computing in float32; --precision auto would take {choose('auto', model.device)}, which is faster here")
-    trainer.train(resume=args.resume)
-    if row := trainer.history.kept_row(trainer.config.patience):
+    trainer.train(resume=args.resume, callbacks=callbacks)
+    row = trainer.history.kept_row(config.patience, config.metric_for_best_model)
+    if "eval_rewards/accuracies" in row:
         accuracy, count = row["eval_rewards/accuracies"], len(trainer.validation)
         low, high = wilson_interval(accuracy * count, count)
         print(f"held-out reward accuracy {accuracy:.3f} [{low:.3f}, {high:.3f}] on {count} pairs")

@@ -28,6 +28,7 @@ LOSS = Kind(
     object, "the name of a loss, or a function", lambda value: callable(value) or type(value) is str, (*LOSSES,)
 )
 FROM_0 = Kind(int, "a whole number of at least 0", lambda value: value >= 0)
+METRIC = Kind(str, "the name of a metric", lambda value: value[:1].isalpha())
 BELOW_HALF = Kind(float, "a number of at least 0 and below 0.5", lambda value: 0 <= value < 0.5)
 BELOW_1 = Kind(float, "a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 
@@ -101,7 +102,9 @@ class DPOConfig:
         help="steps between evaluations: lower sees more and takes longer")
     log_every: int = setting(10, COUNT, help="steps averaged in one row of the history: higher is smoother")
     patience: int | None = setting(None, COUNT, "--early-stopping", unset="take all steps",
-        help="stop after so many evaluations without a lower eval_loss, and keep the best weights")
+        help="stop after so many evaluations that are no better, and keep the best weights")
+    metric_for_best_model: str = setting("eval_loss", METRIC, metavar="METRIC",
+        help="what evaluations are compared by: lower is better if its name ends in loss, else higher")
 
     save_minutes: float = setting(10.0, NOT_NEGATIVE, group="saving and computing",
         help="minutes between checkpoints, with one at the end: lower loses less to a crash; 0 writes none")

@@ -95,16 +95,19 @@ class Audit:
     dropped: list[tuple[PreferencePair, str]]
     noted: list[tuple[PreferencePair, str]]  # kept, but worth knowing
 
+    def findings(self) -> list[str]:
+        """Say what was dropped and noted, with the first three places of each."""
+        return [*_grouped("dropped", self.dropped), *_grouped("noted", self.noted)]
+
     def report(self) -> str:
-        """The findings in lines for people, with the first three places of each."""
+        """Put the findings in lines for people."""
         count = len(self.kept)
         chosen, rejected = (sum(len(getattr(e, name)) for e in self.kept) / count for name in ("chosen", "rejected"))
         longer = sum(len(e.chosen) > len(e.rejected) for e in self.kept) / count
         return "\n".join(
             [
                 f"{count} pairs kept, {len(self.dropped)} dropped",
-                *_grouped("dropped", self.dropped),
-                *_grouped("noted", self.noted),
+                *self.findings(),
                 f"mean length: chosen {chosen:.1f} tokens, rejected {rejected:.1f}; chosen is longer in {longer:.0%}",
             ]
         )
@@ -239,6 +242,11 @@ class PreferenceBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def lengths(self) -> tuple[Tensor, Tensor]:
+        """(B,) tokens of the chosen and (B,) of the rejected answers."""
+        return self.chosen_lengths, self.rejected_lengths
+
     def mask(self) -> Tensor:
         """(B, 1, T, T) bool, True where attention is allowed: backwards, to the prompt and to one's own answer."""
         T = self.ids.shape[1]
@@ -269,7 +277,7 @@ def collate(encoded: Sequence[EncodedPair]) -> PreferenceBatch:
         ids[row, : p + c + r] = numbers(e.prompt + e.chosen + e.rejected)
         positions[row, : p + c + r] = numbers([*range(p + c), *range(p, p + r)])
         segments[row, : p + c + r] = numbers([0] * p + [1] * c + [2] * r)
-        source += [len(kept) + t for t in (*range(p - 1, p + c - 1), p - 1, *range(p + c, p + c + r - 1))]
+        source += [len(kept) + t for t in (*range(p - 1, p + c - 1), *[p - 1] * bool(r), *range(p + c, p + c + r - 1))]
         kept += range(row * T, row * T + p + c + r)
         target += e.chosen + e.rejected
         place += [row * T + t for t in range(p, p + c)] + [(B + row) * T + t for t in range(p + c, p + c + r)]

@@ -282,7 +282,7 @@ LEARNING: dict[str, Rule] = {
     "displacement": Rule(
         ("eval_logps/chosen_delta", "eval_rewards/margins"),
         _unexamined,
-        "whether that harms only samples tell: train(on_log=watch(trainer, prompts))",
+        "whether that harms only samples tell: train(callbacks=[watch(trainer, prompts)])",
         note=True,
     ),
 }
@@ -294,7 +294,7 @@ def diagnose(history: History) -> list[Finding]:
     A rule needs its metrics: without held-out pairs or ``watch`` some keep silent, and silence is not health.
 
     Args:
-        history: of ``DPOTrainer.train``, best with ``on_log=watch(trainer, prompts)``; or under the same names.
+        history: of ``DPOTrainer.train``, best with ``callbacks=[watch(trainer, prompts)]``; or under the same names.
     Returns:
         Faults, the likeliest first, then notes; nothing if no rule applies.
     Raises:

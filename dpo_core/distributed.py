@@ -3,17 +3,16 @@
 A step takes the same pairs however many processes share them, so losses, metrics and weights are those of one process.
 The work is torch's: DDP (Li et al. 2020, arXiv:2006.15704) keeps the model whole in each process and averages the
 gradients; FSDP2 (Zhao et al. 2023, arXiv:2304.11277) also spreads weights, gradients and moments over the processes.
-Here stands who computes what. In a process that is alone each function does nothing.
+``Processes`` divides the work of a step among them. In a process that is alone nothing here does anything.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, TypeVar
 
 import torch
@@ -30,20 +29,15 @@ from dpo_core.model import GPT
 __all__ = [
     "PARALLEL",
     "PairForward",
-    "anywhere",
-    "collect",
-    "exchanging",
-    "gather",
+    "Processes",
+    "any_rank",
+    "copy_of",
     "launched",
-    "owned",
-    "parallel",
-    "processes",
     "print_error",
+    "process_group",
     "rank",
-    "share",
-    "snapshot",
-    "spread",
-    "whole",
+    "scatter_like",
+    "whole_on_first",
     "world_size",
 ]
 
@@ -51,23 +45,23 @@ T = TypeVar("T")
 
 
 def launched() -> bool:
-    """Whether ``torchrun`` started this process."""
+    """Tell whether ``torchrun`` started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
 def world_size() -> int:
-    """How many processes share the work."""
+    """Count the processes that share the work."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is; number 0 prints and writes."""
+    """Number this process among them; number 0 prints and writes."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
-def processes() -> Iterator[None]:
-    """Within it the processes that ``torchrun`` started belong together, and only number 0 prints.
+def process_group() -> Iterator[None]:
+    """Join the processes that ``torchrun`` started, inside this context; only number 0 prints there.
 
     Raises:
         InputError: there are more processes than GPUs on this machine.
@@ -87,55 +81,27 @@ def processes() -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """Print an error; of the processes of a machine that fail alike, only the first does."""
-    where = ""
-    if launched() and os.environ["LOCAL_RANK"] != "0":
-        time.sleep(30)  # by then torchrun has ended this process, if the first one failed too
-        where = f" in process {os.environ['RANK']}"
+    """Print an error, with the number of the process if there are several on this machine."""
+    where = f" in process {os.environ['RANK']}" if launched() and os.environ["LOCAL_RANK"] != "0" else ""
     print(f"error{where}: {message}", file=sys.stderr)
 
 
-# Who computes what
+def any_rank(flag: bool) -> bool:
+    """Tell whether the flag is set in any process; all have to call it, and wait for each other.
 
-
-def share(items: Sequence[T]) -> list[T]:
-    """The items of this process, as many as in each other one: where they run out, the first ones come again.
-
-    >>> share([5, 6, 7])
-    [5, 6, 7]
+    >>> any_rank(True), any_rank(False)
+    (True, False)
     """
-    each = -(-len(items) // world_size())
-    return [items[i % len(items)] for i in range(rank(), each * world_size(), world_size())]
+    return bool(_gather(torch.tensor([flag], device="cpu")).any())
 
 
-def owned(count: int) -> int:
-    """How many of ``share``'s items this process alone has, if there are ``count`` in all; they come first.
-
-    >>> owned(3)
-    3
-    """
-    return len(range(rank(), count, world_size()))
-
-
-def gather(rows: Tensor, count: int | None = None) -> Tensor:
-    """What the processes computed of their shares, in the order of all items; in each process the same.
-
-    Args:
-        rows: (share, ...) without gradient, one row an item.
-        count: of all items.
-    Returns:
-        (count, ...), or with the items that came again if there is no count.
-    """
+def _gather(rows: Tensor) -> Tensor:
+    """Join what the processes have, in the order in which ``Processes.share`` deals out: one row of each in turn."""
     if world_size() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(world_size())]
     dist.all_gather(parts, rows.contiguous())
-    return torch.stack(parts, 1).flatten(0, 1)[:count]
-
-
-def anywhere(flag: bool) -> bool:
-    """Whether the flag is set in any process; all have to call it, and wait for each other."""
-    return bool(gather(torch.tensor([flag], device="cpu")).any())
+    return torch.stack(parts, 1).flatten(0, 1)
 
 
 # The model in several processes
@@ -172,46 +138,100 @@ def _fsdp(model: GPT) -> nn.Module:
 PARALLEL = {"ddp": _ddp, "fsdp": _fsdp}
 
 
-def parallel(model: GPT, how: str) -> nn.Module:
-    """The model as something that all processes call together, each with its share of a batch.
+class Processes:
+    """Several processes at one step, each of which computes the log-probs of some of its pairs.
 
     Args:
         model: the same in each process, on its device; with FSDP2 its parameters become shards.
         how: one of ``PARALLEL``.
-    Returns:
-        What ``pair_logps`` takes as a model; the model itself if there is but one process.
+
+    >>> alone = Processes(GPT.from_pretrained("pocket"), "ddp")
+    >>> alone.count, alone.share([5, 6, 7]), alone.owned(3)
+    (1, [5, 6, 7], 3)
     """
-    return model if world_size() == 1 else PARALLEL[how](model)
+
+    def __init__(self, model: GPT, how: str) -> None:
+        self.count, self.rank = world_size(), rank()
+        self.model: nn.Module = model if self.count == 1 else PARALLEL[how](model)  # what all call, for ``pair_logps``
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that prints and writes."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Pick this process's items, as many as each other one has: where they run out, the first come again."""
+        each = -(-len(items) // self.count)
+        return [items[i % len(items)] for i in range(self.rank, each * self.count, self.count)]
+
+    def owned(self, total: int) -> int:
+        """Count those of ``share``'s items that no other process has; they come first.
+
+        Args:
+            total: of all items.
+        """
+        return len(range(self.rank, total, self.count))
+
+    def passes(self, groups: Sequence[T]) -> Iterator[T]:
+        """Go through a step's passes; DDP adds the gradients of the processes up in the last one alone.
+
+        FSDP2 does it in each, to keep its room.
+        """
+        for number, group in enumerate(groups, start=1):
+            ddp = isinstance(self.model, DistributedDataParallel)
+            with self.model.no_sync() if ddp and number < len(groups) else nullcontext():  # type: ignore[operator]
+                yield group
+
+    def gather(self, rows: Tensor, total: int) -> Tensor:
+        """Join what the processes computed, in the order of all items; in each process the same.
+
+        Args:
+            rows: (n, ...) without gradient, one row for each item of ``share``, or for each that is ``owned``.
+            total: of all items.
+        Returns:
+            (total, ...).
+        """
+        missing = -(-total // self.count) - len(rows)
+        if missing > 0:
+            rows = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])
+        return _gather(rows)[:total]
+
+    def clip(self, parameters: Iterable[Tensor], longest: float) -> float:
+        """Shorten the gradient of all parameters together.
+
+        Returns:
+            Its norm before.
+        """
+        return float(_whole(torch.nn.utils.clip_grad_norm_(parameters, longest)))
 
 
-def exchanging(model: nn.Module, now: bool) -> AbstractContextManager[Any]:
-    """A context for a backward pass after which DDP exchanges gradients or not; FSDP2 always does, to keep its room."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) and not now else nullcontext()
-
-
-def whole(tensor: Tensor) -> Tensor:
+def _whole(tensor: Tensor) -> Tensor:
     """All of a tensor that FSDP2 may have spread; all processes have to call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def collect(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, whole and on the CPU, in process 0, and nothing in the others; all have to call it."""
+def whole_on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring tensors that FSDP2 may have spread to process 0, whole and on the CPU; all have to call it.
+
+    Returns:
+        Nothing in the other processes.
+    """
     found = {}
     for name, tensor in tensors.items():
-        full = whole(tensor)
+        full = _whole(tensor)
         if rank() == 0:
             found[name] = full.detach().cpu()
     return found
 
 
-def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, or where FSDP2 spread them, since each process has but a part."""
+def copy_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU, or where FSDP2 spread them, since each process has but a part."""
     spread_out = world_size() > 1 and any(hasattr(tensor, "full_tensor") for tensor in tensors.values())
     return {name: t.detach().clone() if spread_out else t.to("cpu", copy=True) for name, t in tensors.items()}
 
 
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, the same in each process, in the form of another one that FSDP2 may have spread."""
+def scatter_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Spread a whole tensor, the same in each process, as FSDP2 has spread another one, if it has."""
     if world_size() == 1:
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,18 +25,19 @@ from dpo_core.errors import InputError, shown
 
 __all__ = [
     "FLOATS",
-    "FileLock",
+    "NamedLock",
+    "atomic_write",
     "now",
     "read_json",
     "read_tensors",
+    "reason",
     "refuse_pickles",
     "sync",
     "tensor_layout",
-    "why",
-    "written",
 ]
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+NO_LOCKS = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)  # what a file system without locks answers
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 
 
@@ -44,7 +46,7 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def why(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The reason alone, without number and path, if there is one."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
@@ -61,7 +63,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def written(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A name to write to; when the block ends well, what is there is on the disk and takes the place of ``path``.
 
     Args:
@@ -71,7 +73,7 @@ def written(path: str | Path) -> Iterator[Path]:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with written(Path(folder) / "note.txt") as partial:
+    ...     with atomic_write(Path(folder) / "note.txt") as partial:
     ...         _ = partial.write_text("whole")
     ...     (Path(folder) / "note.txt").read_text()
     'whole'
@@ -87,7 +89,7 @@ def written(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{path}: cannot be written ({why(error)}); make room there, or choose another place"
+            f"{path}: cannot be written ({reason(error)}); make room there, or choose another place"
         ) from error
     finally:
         with suppress(OSError):
@@ -111,7 +113,7 @@ def read_json(file: Path, largest: int = 2**20) -> dict[str, Any]:
     except InputError:
         raise
     except (ValueError, OSError, RecursionError) as error:
-        raise InputError(f"{file}: not readable as JSON ({why(error)}); copy or write it again") from error
+        raise InputError(f"{file}: not readable as JSON ({reason(error)}); copy or write it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: holds {shown(content)} where {{...}} must be; copy or write it again")
     return content
@@ -162,58 +164,53 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _not_whole(file: Path, error: Exception) -> InputError:
-    return InputError(f"{file}: not a whole safetensors file ({why(error)}); copy or download it again")
+    return InputError(f"{file}: not a whole safetensors file ({reason(error)}); copy or download it again")
 
 
 # One process at a time
 
-if sys.platform == "win32":
-    import msvcrt
 
-    def _lock(descriptor: int) -> None:
-        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # beyond the text, which others may read
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
+class NamedLock:
+    """A file that one process at a time can hold, with a note beside it that names the process.
 
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-class FileLock:
-    """A file that one process at a time can hold; it names the process.
-
-    The operating system holds the lock and drops it when the process ends, however it ends; so what a process that was
-    killed left in the file is known to be stale. Where a file system has no locks, nothing is locked.
+    The operating system holds the lock and drops it when the process ends, however it ends; so a note that is still
+    there, though the lock is free, is that of a process that was killed. Where a file system has no locks, nothing is
+    locked.
 
     Args:
         path: the file; it is made, and stays.
     Raises:
         InputError: another process holds it, which the message names.
         OSError: it cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     lock = NamedLock(Path(folder) / "lock")
+    ...     lock.release()
+    ...     lock.cut_off
+    ''
     """
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.lock, self.note = FileLock(path, blocking=False), path.with_name(path.name + ".holder")
         try:
-            _lock(self.descriptor)
+            self.lock.acquire()
+        except Timeout as error:
+            raise InputError(self._holder() or "another process") from error
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-                os.close(self.descriptor)
-                raise InputError(path.read_text("utf-8", "replace") or "another process") from error
-        self.stale = path.read_text("utf-8", "replace")  # who was cut off
+            if error.errno not in NO_LOCKS:
+                raise
+        self.cut_off = self._holder()  # the process that was killed as it held the lock
         try:
-            self._sign(f"process {os.getpid()}, since {now()}")
+            self.note.write_text(f"process {os.getpid()}, since {now()}", encoding="utf-8")
         except OSError:  # a full disk
-            os.close(self.descriptor)
+            self.lock.release()
             raise
 
-    def _sign(self, text: str) -> None:
-        os.ftruncate(self.descriptor, 0)
-        os.lseek(self.descriptor, 0, os.SEEK_SET)
-        os.write(self.descriptor, text.encode())
+    def _holder(self) -> str:
+        return self.note.read_text("utf-8", "replace") if self.note.exists() else ""
 
     def release(self) -> None:
-        """Let go of it; the file is empty then."""
-        self._sign("")
-        os.close(self.descriptor)
+        """Let go of it."""
+        self.note.unlink(missing_ok=True)
+        self.lock.release()

@@ -13,6 +13,7 @@ from dpo_core.config import WRONG_LABELS, DPOConfig
 from dpo_core.errors import InputError
 from dpo_core.losses import LOSSES, loss_name, own_settings
 from dpo_core.model import PUBLISHED
+from dpo_core.report import REPORTS
 from dpo_core.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Kind, Setting
 
 __all__ = ["build_parser"]
@@ -152,6 +153,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--val", type=Path, metavar="FILE", help="validation pairs, instead of a share of --data")
     resume = "go on from the last checkpoint in --output; with auto, start if there is none"
     add("--resume", nargs="?", const=True, default=False, choices=["auto"], metavar="auto", help=resume)
+    reports = "show the rows in tensorboard or wandb, too, which have to be installed; may be given more than once"
+    add("--report-to", action="append", default=[], choices=[*REPORTS], help=reports)
     train = commands.choices["train"]
     train.usage, train.epilog = "python -m dpo_core train --data FILE [settings]", _family()
     _add_settings(train, DPOConfig)

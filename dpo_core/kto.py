@@ -1,4 +1,4 @@
-"""What KTO needs besides a loss on pairs: answers judged one by one, and a point to measure their rewards from.
+"""KTO's loss on answers judged one by one, and the point to measure their rewards from.
 
 N answers, M answers under prompts that are not theirs.
 """
@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from dpo_core.data import EncodedPair
 from dpo_core.errors import InputError
 
-__all__ = ["kto_loss", "mismatch", "mismatched_pairs", "reference_point"]
+__all__ = ["kto_loss", "mismatch", "reference_point"]
 
 
 def kto_loss(
@@ -88,21 +86,3 @@ def mismatch(prompts: Sequence[str]) -> list[int]:
     order = sorted(range(len(prompts)), key=prompts.__getitem__)  # equal prompts side by side, at most ``most`` of them
     lender = dict(zip(order, order[most:] + order[:most]))
     return [lender[i] for i in range(len(prompts))]
-
-
-def mismatched_pairs(name: str, encoded: Sequence[EncodedPair], max_length: int) -> list[EncodedPair]:
-    """The pairs with their prompts exchanged; of a prompt for which there is no room the beginning is left out.
-
-    Args:
-        name: of the set, for the message.
-        encoded: pairs.
-        max_length: tokens that prompt and one answer may have together.
-    Raises:
-        InputError: as ``mismatch``.
-    """
-    try:
-        lenders = mismatch([e.pair.prompt for e in encoded])
-    except InputError as error:
-        raise InputError(f"{name} pairs: {error}; give more prompts, or another --val-share") from error
-    rooms = [max(1, max_length - max(len(e.chosen), len(e.rejected))) for e in encoded]
-    return [replace(e, prompt=encoded[j].prompt[-room:]) for e, j, room in zip(encoded, lenders, rooms)]

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpo_core.errors import InputError
-from dpo_core.files import read_json, read_tensors, refuse_pickles, tensor_layout, written
+from dpo_core.files import atomic_write, read_json, read_tensors, refuse_pickles, tensor_layout
 from dpo_core.hf_layout import PUBLISHED, TRANSPOSED
 from dpo_core.model import GPT
 
@@ -250,14 +250,14 @@ def save_adapter(model: GPT, folder: str | Path, state: dict[str, Tensor] | None
         "inference_mode": True,
         **COMPUTED,
     }
-    with written(folder / "adapter_config.json") as partial:
+    with atomic_write(folder / "adapter_config.json") as partial:
         partial.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     tensors = {
         f"{PREFIX}{name}.weight": tensor.detach().cpu().contiguous()
         for name, tensor in (model.state_dict() if state is None else state).items()
         if ".lora_" in name
     }
-    with written(folder / "adapter_model.safetensors") as partial:
+    with atomic_write(folder / "adapter_model.safetensors") as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
 
 

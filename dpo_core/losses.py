@@ -95,6 +95,11 @@ class PairLogps:
     rejected_lengths: Tensor  # (B,)
     mismatched: Tensor | None = None  # (M,) log pi/ref of answers under prompts that are not theirs; only kto asks
 
+    def first(self, count: int) -> PairLogps:
+        """Keep the first pairs, those that no other process has, too."""
+        rows = {name: values[:count] for name, values in vars(self).items() if name != "mismatched"}
+        return PairLogps(**rows, mismatched=self.mismatched)
+
     @property
     def chosen_ratios(self) -> Tensor:
         """(B,) c, by how many nats the policy finds the chosen answer likelier than the reference does."""
@@ -256,16 +261,19 @@ def apo_down(logps: PairLogps, beta: float = 0.1) -> PairLoss:
 def kto(logps: PairLogps, beta: float = 0.1) -> PairLoss:
     """KTO on pairs: (1 - s(beta (c - z0)) + 1 - s(beta (z0 - l))) / 2, z0 being the ``reference_point``.
 
-    The mean over both answers, so that the mean over pairs is that over answers, as in the paper and in TRL.
+    The mean over both answers, so that the mean over pairs is that over answers, as in the paper and in TRL. An answer
+    without tokens is not there: what remains is the loss of the other one.
 
     >>> round(kto(EXAMPLE, beta=1.0).loss.item(), 4)  # (s(-0.5) + s(-1.5)) / 2
     0.28
     """
     if logps.mismatched is None:
-        raise InputError("kto needs PairLogps.mismatched, log-ratios of answers to other prompts; see mismatch")
+        raise InputError("kto needs PairLogps.mismatched, log-ratios of answers to other prompts: take KTOTrainer")
     chosen, rejected = _rewards(logps, beta)
     point = beta * reference_point(logps.mismatched)
-    loss = (torch.sigmoid(point - chosen) + torch.sigmoid(rejected - point)) / 2
+    wanted, unwanted = logps.chosen_lengths > 0, logps.rejected_lengths > 0
+    losses = torch.sigmoid(point - chosen) * wanted + torch.sigmoid(rejected - point) * unwanted
+    loss = losses / (wanted.int() + unwanted.int())
     return PairLoss(loss, chosen.detach(), rejected.detach())
 
 

@@ -10,53 +10,40 @@ import torch
 from torch import Tensor
 
 from dpo_core.errors import InputError
-from dpo_core.losses import PairLoss
+from dpo_core.losses import PairLogps, PairLoss
 
 __all__ = ["History", "MetricSums", "log_line", "preference_metrics"]
 
 
-def preference_metrics(
-    pair_loss: PairLoss,
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    chosen_lengths: Tensor,
-    rejected_lengths: Tensor,
-) -> dict[str, Tensor]:
-    """Metrics of each pair.
+def preference_metrics(logps: PairLogps, out: PairLoss) -> dict[str, Tensor]:
+    """Measure each pair.
 
     ``rewards/accuracies`` asks whether the policy prefers the chosen answer more than the reference does, strictly:
     it is 0, not one half, as long as the two are equal. ``accuracies/policy`` ranks by the policy alone.
 
     Args:
-        pair_loss: of ``dpo_loss``.
-        policy_chosen: (B,) nats.
-        policy_rejected: (B,) nats.
-        reference_chosen: (B,) nats.
-        chosen_lengths: (B,) tokens.
-        rejected_lengths: (B,) tokens.
+        logps: what the loss was given.
+        out: what it returned.
     Returns:
-        (B,) float tensors without gradient, by name.
+        (B,) float tensors without gradient, by TRL's names.
 
-    >>> from dpo_core.losses import dpo_loss
-    >>> logps = torch.tensor([[-10.0], [-12.0], [-11.0], [-11.0]])
-    >>> metrics = preference_metrics(dpo_loss(*logps, beta=0.5), *logps[:3], torch.tensor([4]), torch.tensor([5]))
+    >>> from dpo_core.losses import EXAMPLE, dpo
+    >>> metrics = preference_metrics(EXAMPLE, dpo(EXAMPLE, beta=0.5))
     >>> metrics["rewards/margins"].item(), metrics["rewards/accuracies"].item(), metrics["logps/chosen_delta"].item()
     (1.0, 1.0, 1.0)
     """
-    rewards = pair_loss.chosen_rewards, pair_loss.rejected_rewards
     metrics = {
-        "loss": pair_loss.loss,
-        "rewards/chosen": rewards[0],
-        "rewards/rejected": rewards[1],
-        "rewards/margins": rewards[0] - rewards[1],
-        "rewards/accuracies": rewards[0] > rewards[1],
-        "logps/chosen": policy_chosen,
-        "logps/rejected": policy_rejected,
-        "logps/chosen_delta": policy_chosen - reference_chosen,
-        "accuracies/policy": policy_chosen > policy_rejected,
-        "length/chosen": chosen_lengths,
-        "length/rejected": rejected_lengths,
+        "loss": out.loss,
+        "rewards/chosen": out.chosen_rewards,
+        "rewards/rejected": out.rejected_rewards,
+        "rewards/margins": out.chosen_rewards - out.rejected_rewards,
+        "rewards/accuracies": out.chosen_rewards > out.rejected_rewards,
+        "logps/chosen": logps.policy_chosen,
+        "logps/rejected": logps.policy_rejected,
+        "logps/chosen_delta": logps.chosen_ratios,
+        "accuracies/policy": logps.policy_chosen > logps.policy_rejected,
+        "length/chosen": logps.chosen_lengths,
+        "length/rejected": logps.rejected_lengths,
     }
     return {name: values.detach().float() for name, values in metrics.items()}
 
@@ -67,24 +54,24 @@ class MetricSums:
 
     >>> sums = MetricSums()
     >>> sums.add({"loss": torch.tensor([1.0, 1.0, 1.0])})
-    >>> sums.add({"loss": torch.tensor([5.0])})
+    >>> sums.add({"loss": torch.tensor([5.0]), "kl": torch.tensor([0.5])})
     >>> sums.means()
-    {'loss': 2.0}
+    {'loss': 2.0, 'kl': 0.5}
     """
 
     sums: dict[str, float] = field(default_factory=dict)
-    count: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Count in (B,) values of further pairs, each time under the same names."""
-        values = torch.stack(list(metrics.values())).cpu()  # (names, B); one transfer from the device, not one per name
-        for name, total in zip(metrics, values.double().sum(1).tolist()):
-            self.sums[name] = self.sums.get(name, 0.0) + total
-        self.count += values.shape[1]
+        """Count in values of further pairs, (n,) each."""
+        values = torch.cat(list(metrics.values())).cpu().double()  # one transfer from the device, not one per name
+        for (name, own), part in zip(metrics.items(), values.split([len(own) for own in metrics.values()])):
+            self.sums[name] = self.sums.get(name, 0.0) + part.sum().item()
+            self.counts[name] = self.counts.get(name, 0) + len(own)
 
     def means(self) -> dict[str, float]:
-        """The average over all pairs so far."""
-        return {name: total / self.count for name, total in self.sums.items()}
+        """Average what was counted in so far; what is of no pair is left out."""
+        return {name: total / self.counts[name] for name, total in self.sums.items() if self.counts[name]}
 
 
 @dataclass
@@ -102,7 +89,14 @@ class History:
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def log(self, step: int, **metrics: float) -> None:
-        """Add a row, or more metrics to the last row if it is of the same step."""
+        """Add a row, or more metrics to the last row if it is of the same step.
+
+        Raises:
+            InputError: a metric is not a number.
+        """
+        for name, value in metrics.items():
+            if not isinstance(value, (int, float)):
+                raise InputError(f"the metric {name!r} is a {type(value).__name__}; it must be a number, as float(...)")
         if not self.rows or self.rows[-1]["step"] != step:
             self.rows.append({"step": step})
         self.rows[-1].update(metrics)
@@ -119,11 +113,12 @@ class History:
             raise InputError(f"no metric {name!r} in this history; it holds {known}")
         return [int(row["step"]) for row in rows], [row[name] for row in rows]
 
-    def kept_row(self, patience: int | None) -> dict[str, float]:
-        """The row that evaluates the weights a run leaves: with patience the best, otherwise the last.
+    def kept_row(self, patience: int | None, metric: str = "eval_loss") -> dict[str, float]:
+        """Find the row that evaluates the weights a run leaves: with patience the best, otherwise the last.
 
         Args:
-            patience: how many evaluations without a lower loss end a run; none if it is never ended so.
+            patience: how many evaluations that are no better end a run; none if it is never ended so.
+            metric: by which rows are compared; lower is better if its name ends in "loss", else higher.
         Returns:
             Nothing if there was no evaluation.
 
@@ -131,23 +126,23 @@ class History:
         >>> history.kept_row(patience=None)["step"], history.kept_row(patience=2)["step"]
         (10, 5)
         """
-        rows = self._evaluated()
+        rows = self._evaluated(metric)
         if patience and rows:
-            return min(rows, key=lambda row: row["eval_loss"])
+            return max(rows, key=lambda row: _merit(metric, row))
         return rows[-1] if rows else {}
 
-    def stalled(self, patience: int | None) -> bool:
-        """Whether the last ``patience`` evaluations brought no lower loss than those before them.
+    def stalled(self, patience: int | None, metric: str = "eval_loss") -> bool:
+        """Tell whether the last ``patience`` evaluations were no better than the best before them.
 
         >>> history = History([{"step": 5, "eval_loss": 0.6}, {"step": 10, "eval_loss": 0.7}])
         >>> history.stalled(patience=1), history.stalled(patience=2), history.stalled(patience=None)
         (True, False, False)
         """
-        losses = [row["eval_loss"] for row in self._evaluated()]
-        return patience is not None and losses[:-patience] != [] and min(losses[:-patience]) <= min(losses[-patience:])
+        merits = [_merit(metric, row) for row in self._evaluated(metric)]
+        return patience is not None and merits[:-patience] != [] and max(merits[:-patience]) >= max(merits[-patience:])
 
-    def _evaluated(self) -> list[dict[str, float]]:
-        return [row for row in self.rows if "eval_loss" in row]
+    def _evaluated(self, metric: str) -> list[dict[str, float]]:
+        return [row for row in self.rows if metric in row]
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write one JSON object a row."""
@@ -172,6 +167,10 @@ class History:
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
                 raise InputError(f'{path}:{number}: not a row of a history; it must be {{"step": ...}}') from error
         return history
+
+
+def _merit(metric: str, row: dict[str, float]) -> float:
+    return -row[metric] if metric.endswith("loss") else row[metric]
 
 
 def log_line(row: dict[str, float]) -> str:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpo_core.errors import InputError
-from dpo_core.files import read_tensors, tensor_layout, written
+from dpo_core.files import atomic_write, read_tensors, tensor_layout
 from dpo_core.hf_layout import PUBLISHED, check_layout, checkpoint_files, described, from_hf, read_config, to_hf
 from dpo_core.precision import compute_dtype
 
@@ -321,9 +321,9 @@ class GPT(nn.Module):
         folder, state = Path(folder), self.state_dict()
         if any(".lora_" in key for key in state):
             raise InputError("an adapter is no part of a GPT-2 checkpoint; write merged_copy(model), or save_adapter")
-        with written(folder / "config.json") as partial:
+        with atomic_write(folder / "config.json") as partial:
             partial.write_text(json.dumps(described(asdict(self.config)), indent=2) + "\n", encoding="utf-8")
-        with written(folder / "model.safetensors") as partial:
+        with atomic_write(folder / "model.safetensors") as partial:
             save_file(to_hf(state), partial, metadata={"format": "pt"})
 
 

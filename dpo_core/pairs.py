@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 from dpo_core.errors import InputError, shown
-from dpo_core.files import sync, why, written
+from dpo_core.files import atomic_write, reason, sync
 
 __all__ = [
-    "PreferencePair", "add_pair", "load_pairs", "read_jsonl", "read_pair", "save_pairs", "shared_length", "write_jsonl",
+    "LabelledAnswer", "PreferencePair", "add_pair", "load_labels", "load_pairs", "read_jsonl", "read_pair",
+    "save_pairs", "shared_length", "write_jsonl",
 ]  # fmt: skip
 
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -45,6 +46,20 @@ class PreferencePair:
     source: str = field(default="", compare=False)  # "file:line", for messages
 
 
+@dataclass(frozen=True)
+class LabelledAnswer:
+    """A prompt with one answer, and whether such answers are wanted.
+
+    >>> LabelledAnswer("Why is the sky blue?", "No idea.", False).label
+    False
+    """
+
+    prompt: str
+    completion: str
+    label: bool
+    source: str = field(default="", compare=False)  # "file:line", for messages
+
+
 def load_pairs(path: str | Path) -> list[PreferencePair]:
     """Read a JSONL file; each line may be in any of the common formats.
 
@@ -67,6 +82,46 @@ def load_pairs(path: str | Path) -> list[PreferencePair]:
     'Because.'
     """
     return [PreferencePair(*texts, source) for texts, source in read_jsonl(path, read_pair)]
+
+
+def load_labels(path: str | Path) -> list[LabelledAnswer] | list[PreferencePair]:
+    """Read labelled answers, for KTO, from a JSONL file; one of pairs alone is read as ``load_pairs`` does.
+
+    Args:
+        path: UTF-8, one JSON object a line, with ``prompt``, ``completion`` and ``label``, true or false; a pair among
+            such lines counts as two answers.
+    Returns:
+        Answers, or pairs, in the file's order, each with its ``file:line`` as source.
+    Raises:
+        InputError: as ``load_pairs``.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "answers.jsonl"
+    ...     _ = file.write_text('{"prompt": "Why?", "completion": "Because.", "label": true}')
+    ...     load_labels(file)[0].label
+    True
+    """
+    found = read_jsonl(path, _read_labels)
+    if not any(isinstance(label, bool) for (_, _, label), _ in found):
+        return [PreferencePair(*cast(Texts, texts), source) for texts, source in found]
+    answers = []
+    for (prompt, first, second), source in found:
+        one = [(first, second)] if isinstance(second, bool) else [(first, True), (second, False)]
+        answers += [LabelledAnswer(prompt, text, label, source) for text, label in one]
+    return answers
+
+
+def _read_labels(record: dict[str, Any]) -> tuple[str, str, str | bool]:
+    """Prompt, completion and label, or a pair."""
+    if "completion" not in record:
+        return read_pair(record)
+    for name in ("prompt", "completion"):
+        if not isinstance(record.get(name), str) or not record[name].strip():
+            raise InputError(f'"{name}" must be text that is not empty')
+    if not isinstance(record.get("label"), bool):
+        raise InputError(f'"label" is {shown(record.get("label"))}; it must be true (a wanted answer) or false')
+    return record["prompt"], record["completion"], record["label"]
 
 
 def read_jsonl(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> list[tuple[T, str]]:
@@ -130,9 +185,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | str]]:
                     yield number, line
     except (OSError, EOFError, zlib.error, ValueError) as error:
         if number:  # of a packed file the end is missing or damaged
-            yield number + 1, f"cannot be read from here on ({why(error)}); copy or pack the file again"
+            yield number + 1, f"cannot be read from here on ({reason(error)}); copy or pack the file again"
             return
-        raise InputError(f"{path}: cannot be read ({why(error)}); check the path") from error
+        raise InputError(f"{path}: cannot be read ({reason(error)}); check the path") from error
 
 
 def save_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
@@ -162,7 +217,7 @@ def write_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    with written(path) as partial:
+    with atomic_write(path) as partial:
         # Half a character, as in cut-off text, has no UTF-8; its backslash form is what JSON writes for it.
         with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             for record in records:
@@ -172,7 +227,7 @@ def write_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
 
 def add_pair(path: str | Path, pair: PreferencePair) -> None:
     """Add a pair to a file of pairs, whose other lines stay as they are, with whatever else they hold."""
-    with written(Path(path)) as partial:
+    with atomic_write(Path(path)) as partial:
         old = Path(path).read_bytes() if Path(path).exists() else b""
         line = json.dumps({name: getattr(pair, name) for name in COLUMNS}, ensure_ascii=False) + "\n"
         gap = b"\n" if old and not old.endswith(b"\n") else b""

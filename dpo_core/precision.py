@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpo_core.errors import InputError
 
-__all__ = ["DTYPES", "PRECISIONS", "autocast", "choose", "compute_dtype", "cpu_has_bf16"]
+__all__ = ["DTYPES", "PRECISIONS", "Precision", "autocast", "choose", "compute_dtype", "cpu_has_bf16"]
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = (*DTYPES, "auto")
@@ -96,3 +96,46 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
     """
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+class Precision:
+    """The precision of a training: how it computes, and how fp16's gradients stay in their small range.
+
+    Args:
+        name: a key of ``DTYPES``, as of ``choose``.
+        device: of the model.
+
+    >>> Precision("float32", torch.device("cpu")).lower_scale()
+    False
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name, self.device = name, device
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**12, enabled=name == "fp16")
+
+    def compute(self) -> torch.autocast:
+        """Return ``autocast``'s context for this precision."""
+        return autocast(self.device, self.name)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss, (), to that of the parameters; in fp16 it is scaled up."""
+        self.scaler.scale(loss).backward()
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Scale the gradients down again, once in a step."""
+        self.scaler.unscale_(optimizer)
+
+    def move(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimizer take its step."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def lower_scale(self) -> bool:
+        """Scale less from now on, after a gradient that was not finite.
+
+        Returns:
+            Whether that can help: there was a scale to lower.
+        """
+        scaled = self.scaler.get_scale() > 1
+        self.scaler.update()
+        return scaled

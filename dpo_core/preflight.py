@@ -51,7 +51,7 @@ def _not_float32(trainer: DPOTrainer) -> str | None:
 def _differs_at_start(trainer: DPOTrainer) -> str | None:
     try:
         with torch.no_grad():
-            trainer._start(next(batches(len(trainer.training), trainer.config.batch_size, trainer.config.seed)))
+            trainer.first_row(next(batches(len(trainer.training), trainer.config.batch_size, trainer.config.seed)))
     except InputError as error:
         return str(error)
     return None

@@ -8,6 +8,7 @@ from typing import Any
 
 import tiktoken
 import torch
+from torch import Tensor
 
 from dpo_core.config import DPOConfig, recorded_settings
 from dpo_core.distributed import world_size
@@ -17,7 +18,7 @@ from dpo_core.model import GPT
 from dpo_core.pairs import PreferencePair
 from dpo_core.tokenizer import check_encoding
 
-__all__ = ["check_folder", "check_model", "check_resumable", "not_finite"]
+__all__ = ["check_folder", "check_model", "check_resumable", "check_start", "not_finite"]
 
 # What may differ when a run is resumed; of the precision, how it was asked for.
 CHANGEABLE = ("steps", "learning_rate", "patience", "save_every", "save_minutes", "parallel", "precision")
@@ -33,9 +34,9 @@ def check_folder(output: Path, start: str) -> None:
         InputError: a model is there, this one or another.
     """
     if (output / "model.safetensors").exists():
-        raise InputError(f"{output} holds a model, whose files the run would mix with; choose another --output")
+        raise InputError(f"{output} holds a model, whose files the run would mix with; choose another output folder")
     if Path(start).is_absolute() and Path(start).resolve().is_relative_to(output.resolve()):
-        raise InputError(f"{output} holds the model that training starts from; choose another --output")
+        raise InputError(f"{output} holds the model that training starts from; choose another output folder")
 
 
 def check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> None:
@@ -71,7 +72,7 @@ def check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> N
     if config.batch_size * config.grad_accum < world_size():
         raise InputError(
             f"{world_size()} processes for the {config.batch_size * config.grad_accum} pairs of a step (batch_size x"
-            " grad_accum); start fewer processes, or raise --batch-size"
+            " grad_accum); start fewer processes, or raise batch_size"
         )
 
 
@@ -103,6 +104,26 @@ def check_resumable(folder: Path, state: dict[str, Any], config: DPOConfig, prec
         raise InputError(f"{folder} was computed in {computed}, this would be {precision}; resume with the same")
     if state["key"] != key:
         raise InputError(f"{folder} was trained from other weights or on other data; resume with the same")
+
+
+def check_start(metrics: dict[str, Tensor], precision: str) -> None:
+    """Refuse a policy that is not the reference before the first step.
+
+    Args:
+        metrics: (B,) nats: ``logps/chosen`` and ``logps/rejected`` of the reference, and by how much the policy's
+            differ from them, ``chosen`` and ``rejected``; what is not finite is reported with its pair, later.
+        precision: in which they were computed.
+    Raises:
+        InputError: they differ by more than rounding does.
+    """
+    tolerance = 1e-4 if precision == "float32" else 2e-2
+    gaps = torch.stack([metrics["chosen"], metrics["rejected"]]).abs()
+    sizes = torch.stack([metrics["logps/chosen"], metrics["logps/rejected"]]).abs()
+    if (gaps > tolerance * (1 + sizes)).any():
+        raise InputError(
+            f"policy and reference differ by {gaps.max():.4f} nats before the first step, where they must be the"
+            " same; the model was changed after the trainer was made: make a new trainer"
+        )
 
 
 def not_finite(step: int, pairs: Sequence[PreferencePair], saved: str) -> InputError:

@@ -14,7 +14,7 @@ from pathlib import Path
 import tiktoken
 
 from dpo_core.errors import InputError
-from dpo_core.files import why
+from dpo_core.files import reason
 
 __all__ = ["END_OF_TEXT", "boundary", "check_encoding", "load_tokenizer", "open_prompt", "read_encoding"]
 
@@ -36,7 +36,7 @@ def read_encoding(name: str, file: Path) -> tiktoken.Encoding:
         if not lines or sorted(ranks.values()) != list(range(len(lines))):
             raise InputError("ranks must count from 0, each once")
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not a tokenizer's file ({why(error)}); copy it again") from error
+        raise InputError(f"{file}: not a tokenizer's file ({reason(error)}); copy it again") from error
     return tiktoken.Encoding(
         name, pat_str=WORD_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
     )

@@ -1,4 +1,4 @@
-"""The DPO trainer: reference log-probs once, then one readable loop.
+"""The DPO trainer: reference log-probs once, then one readable step.
 
 A run's folder holds ``final/`` (the model, Hugging Face layout), ``history.jsonl``, ``config.json``, the cached
 ``reference.safetensors`` and ``checkpoints/step-000100/``. With LoRA, ``adapter/`` stands beside a
@@ -9,39 +9,22 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
-from functools import wraps
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import tiktoken
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dpo_core.checkpoint import (
-    cached,
-    delayed_interrupt,
-    fingerprint,
-    kept_precision,
-    learned,
-    list_checkpoints,
-    load_best,
-    load_checkpoint,
-    read_state,
-    remove_checkpoints,
-    save_checkpoint,
-    save_final,
-    sole_use,
-    writable_folder,
-    write_json,
-)
+from dpo_core.checkpoint import delayed_interrupt, fingerprint, trainable_state
 from dpo_core.config import DPOConfig
 from dpo_core.data import (
+    Audit,
     EncodedPair,
     PreferenceBatch,
     PreferencePair,
@@ -52,44 +35,26 @@ from dpo_core.data import (
     split_by_prompt,
 )
 from dpo_core.device import FUSED_ADAMW
-from dpo_core.distributed import (
-    anywhere,
-    exchanging,
-    gather,
-    owned,
-    parallel,
-    rank,
-    share,
-    snapshot,
-    whole,
-    world_size,
-)
+from dpo_core.distributed import Processes, any_rank, copy_of
 from dpo_core.errors import InputError
-from dpo_core.kto import mismatched_pairs
 from dpo_core.logprobs import pair_logps, reference_logps
 from dpo_core.lora import adapter_off, adapters
 from dpo_core.losses import PairLogps
 from dpo_core.metrics import History, MetricSums, log_line, preference_metrics
 from dpo_core.model import GPT
-from dpo_core.precision import autocast, choose
-from dpo_core.refusals import check_folder, check_model, check_resumable, not_finite
+from dpo_core.precision import Precision, choose
+from dpo_core.refusals import check_model, check_start, not_finite
+from dpo_core.run import Run
 
-__all__ = ["DPOConfig", "DPOTrainer"]
+__all__ = ["Callback", "DPOConfig", "DPOTrainer"]
 
-
-def _alone(train: Callable[..., History]) -> Callable[..., History]:
-    """Lets one process at a time train in a run's folder."""
-
-    @wraps(train)
-    def alone(self: DPOTrainer, *args: Any, **kwargs: Any) -> History:
-        with sole_use(self.output):
-            return train(self, *args, **kwargs)
-
-    return alone
+# Is given trainer, step and row after each row is logged; the metrics that it returns are added to the row, and
+# setting ``trainer.stop`` ends the training.
+Callback = Callable[["DPOTrainer", int, dict[str, float]], dict[str, float] | None]
 
 
 class DPOTrainer:
-    """Trains a model in place by DPO against its own state at the start.
+    """Train a model in place by DPO against its own state at the start.
 
     Args:
         model: the policy, and the reference too as it is now; float32, without dropout, on the device to train on;
@@ -106,7 +71,8 @@ class DPOTrainer:
     >>> from dpo_core.tokenizer import load_tokenizer
     >>> pairs = [PreferencePair("Why?", "Because it is.", "No."), PreferencePair("Who?", "A friend.", "No.")]
     >>> config = DPOConfig(steps=2, batch_size=2, val_share=0)
-    >>> history = DPOTrainer(GPT.from_pretrained("pocket"), load_tokenizer("pocket"), pairs, config).train(False)
+    >>> trainer = DPOTrainer(GPT.from_pretrained("pocket"), load_tokenizer("pocket"), pairs, config)
+    >>> history = trainer.train(progress=False)
     >>> round(history.rows[0]["loss"], 4), history.rows[-1]["loss"] < history.rows[0]["loss"]
     (0.6931, True)
     """
@@ -120,15 +86,12 @@ class DPOTrainer:
         output: str | Path | None = None,
         val_pairs: Sequence[PreferencePair] | None = None,
     ) -> None:
-        self.model, self.encoding, self.config, self.loss = model, encoding, config, config.pair_loss()
-        self.output = None if output is None else writable_folder(output)
-        self.start = model.origin
-        if self.output:
-            check_folder(self.output, self.start)
+        self.model, self.encoding, self.loss = model, encoding, config.pair_loss()
+        self.run = Run(output, model.origin)
         check_model(model, encoding, config)
-        max_length = config.max_length or model.config.n_positions
-        self.audit = audit_pairs(pairs, encoding, max_length)
-        self.val_audit = None if val_pairs is None else audit_pairs(val_pairs, encoding, max_length)
+        self.max_length = config.max_length or model.config.n_positions
+        self.audit = self.encode(pairs)
+        self.val_audit = None if val_pairs is None else self.encode(val_pairs)
         if self.val_audit is None:
             self.training, self.validation = split_by_prompt(self.audit.kept, config.val_share, config.seed)
         else:
@@ -136,39 +99,102 @@ class DPOTrainer:
         self.config = config = config.resolve(model, len(self.training))
         if config.patience and not self.validation:
             raise InputError("patience needs validation pairs; give some, or a val_share above 0")
-        # Each answer under a prompt that is not its own, of which only kto wants to know.
-        sets = {"training": self.training, "validation": self.validation} if config.loss == "kto" else {}
-        self.mismatched = {name: mismatched_pairs(name, encoded, max_length) for name, encoded in sets.items()}
-        # A run that decided for itself goes on in what it decided then, also on another machine.
-        kept = kept_precision(self.output) if self.output and config.precision == "auto" else None
-        self.precision = choose(kept or config.precision, model.device)
-        if anywhere(self.precision == "float32"):
-            self.precision = "float32"
-        # fp16 has so small a range that gradients are scaled up to stay in it.
-        self.scaler = torch.amp.GradScaler(model.device.type, init_scale=2.0**12, enabled=self.precision == "fp16")
-        settings = (self.precision, config.batch_size, config.reference, *self.mismatched)
-        self.key = fingerprint(model, [self.training, self.validation, *self.mismatched.values()], settings)
+        self.loss(self.example(), config.beta)  # one that cannot be computed is refused before any work is done
+        precision = choose(self.run.asked_precision(config.precision), model.device)
+        self.precision = Precision("float32" if any_rank(precision == "float32") else precision, model.device)
+        self.run.identify(config, self.precision.name, self.key())
         self.reference_model = copy.deepcopy(model).requires_grad_(False) if config.reference == "live" else None
-        self.policy = parallel(model, config.parallel)  # the model, as all processes call it
+        self.processes = Processes(model, config.parallel)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, weight_decay=config.weight_decay, fused=model.device.type in FUSED_ADAMW
         )
-        self.step = 0
-        self.history = History()
-        self.best: dict[str, Tensor] | None = None  # weights of the history's kept_row, if there is patience
-        self.sums = MetricSums()  # since the last row
-        # Numbers of another device or another share of the work are rounded otherwise, though the run is the same.
-        file, key = self.output and self.output / "reference.safetensors", (self.key, model.device.type, world_size())
-        with sole_use(self.output):
-            self.reference = cached(file, " ".join(map(str, key)), self._reference_logps)
+        self.global_step = 0  # optimiser steps taken
+        self.history, self.sums = History(), MetricSums()  # the rows so far, and what goes into the next one
+        self.metrics: dict[str, Tensor] = {}  # (B,) of the last step's pairs, in the order of its passes
+        self.best: dict[str, Tensor] | None = None  # weights of the best evaluation, if there is patience
+        self.stop = False  # a callback may set it
+        self.reference = self.run.cached_reference(model.device, self.score_sets)
 
-    @_alone
+    # A step
+
+    def step(self, indices: Sequence[int], beta: float, learning_rate: float) -> float:
+        """Take one optimiser step on the mean loss of these training pairs, in as many passes as memory wants.
+
+        Args:
+            indices: of the pairs in ``training``.
+            beta: of the loss.
+            learning_rate: of the step.
+        Returns:
+            The gradient's norm before it was clipped; where it is not finite, no step was taken.
+        """
+        self.optimizer.zero_grad()
+        metrics = []
+        for group in self.passes(indices):  # pairs of like length
+            logps = self.logps(group)  # (B,) each: policy and reference, chosen and rejected
+            out = self.loss(logps, beta)  # (B,) loss and rewards
+            self.backward(out.loss.sum() / len(indices))  # the passes add up to the mean over all pairs
+            metrics.append(self.gathered(preference_metrics(logps, out), group))
+        return self.clip_and_move(learning_rate, metrics)
+
+    def passes(self, indices: Sequence[int]) -> Iterator[list[int]]:
+        """Divide a step's pairs into passes of ``batch_size``, those of like length together."""
+        size = self.config.batch_size * self.processes.count
+        return self.processes.passes(by_length(self.training, indices, size))
+
+    def logps(self, group: list[int]) -> PairLogps:
+        """Ask policy and reference for the log-probs of training pairs; of several processes each asks for its own."""
+        share = self.processes.share(group)
+        batch = collate([self.training[i] for i in share]).to(self.model.device)
+        with self.precision.compute():
+            reference = self.reference_logps(share, batch)
+            policy = pair_logps(self.processes.model, batch)
+        return PairLogps(*policy, *reference, *batch.lengths).first(self.processes.owned(len(group)))
+
+    def reference_logps(self, indices: list[int], batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        """Look the reference's log-probs of training pairs up, or compute them: (B,) of chosen, (B,) of rejected."""
+        if self.config.reference == "cached":
+            chosen, rejected = self.reference["training"][indices].to(self.model.device).unbind(1)
+            return chosen, rejected
+        with torch.no_grad(), adapter_off(self.model) if self.reference_model is None else nullcontext():
+            return pair_logps(self.reference_model or self.processes.model, batch)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a pass's share of the mean loss, () nats, to that of the passes before."""
+        self.precision.backward(loss * self.processes.count)  # whose gradients are averaged
+
+    def gathered(self, metrics: dict[str, Tensor], group: Sequence[int]) -> dict[str, Tensor]:
+        """Join the metrics of a pass's pairs, (len(group),) each, of which each process computed some."""
+        rows = self.processes.gather(torch.stack(list(metrics.values()), dim=1), len(group))
+        return dict(zip(metrics, rows.unbind(1)))
+
+    def clip_and_move(self, learning_rate: float, metrics: Sequence[dict[str, Tensor]]) -> float:
+        """Shorten a long gradient and move the weights against it; the pairs' metrics are counted in.
+
+        Args:
+            learning_rate: of the step.
+            metrics: of each pass.
+        Returns:
+            The gradient's norm before; where it is not finite, nothing was moved or counted.
+        """
+        self.metrics = {name: torch.cat([part[name] for part in metrics]) for name in metrics[0]}
+        self.precision.unscale(self.optimizer)
+        norm = self.processes.clip(self.parameters, self.config.max_grad_norm)
+        if math.isfinite(norm):
+            for settings in self.optimizer.param_groups:
+                settings["lr"] = learning_rate
+            self.precision.move(self.optimizer)
+            self.sums.add(self.averaged(self.metrics))
+        return norm
+
+    # The loop around it
+
     def train(
         self,
+        *,
         progress: bool = True,
         resume: bool | Literal["auto"] = False,
-        on_log: Callable[[History], None] | None = None,
+        callbacks: Iterable[Callback] = (),
     ) -> History:
         """Train from where the trainer stands to ``config.steps``, or until evaluations stop improving.
 
@@ -177,7 +203,8 @@ class DPOTrainer:
         Args:
             progress: print the rows as they are logged, and show a bar if there is a terminal.
             resume: go on from the last checkpoint in the output folder; with "auto" only if there is one.
-            on_log: is given the history after each row, to show it, for one.
+            callbacks: functions of trainer, step and row, called one after another when a row is logged; what they
+                return is added to it. One that sets ``trainer.stop`` ends the training there.
         Returns:
             All rows; that of step 0 is before any update, the others average the pairs since the row before.
         Raises:
@@ -185,228 +212,166 @@ class DPOTrainer:
                 another process trains there, or a checkpoint cannot be written (then ``train`` can be called again).
             KeyboardInterrupt: after Ctrl-C, once the step is done and a checkpoint is written.
         """
-        config, progress = self.config, progress and rank() == 0
-        self._begin(resume)
-        order = islice(batches(len(self.training), config.batch_size * config.grad_accum, config.seed), self.step, None)
-        bar = tqdm(total=config.steps, initial=self.step, disable=None if progress else True)
-        saved = time.monotonic()
-        with bar, delayed_interrupt() as interrupted:
-            while self.step < config.steps and not self.history.stalled(config.patience):
-                indices = next(order)
-                if self.step == 0:
-                    self._log(self._start(indices) | self.evaluate(), progress, on_log)
-                beta, learning_rate = config.beta_at(self.step), config.learning_rate_at(self.step)
-                grad_norm = self._update(indices, beta, learning_rate)
-                self.step += 1
-                bar.update()
-                if self._due(config.log_every) or self._due(config.eval_every):
-                    row = self.sums.means() | {"grad_norm": grad_norm, "learning_rate": learning_rate, "beta": beta}
-                    self.sums = MetricSums()
-                    self._log(row | (self.evaluate() if self._due(config.eval_every) else {}), progress, on_log)
-                if anywhere(config.save_due(self.step, (time.monotonic() - saved) / 60)):
-                    self._save()
-                    saved = time.monotonic()
-                if anywhere(interrupted.is_set()):
-                    raise KeyboardInterrupt(f"stopped after step {self.step}; {self._save()}")
-        try:
-            if config.saves:
-                self._save(finished=True)
-        finally:  # where there is no room for another checkpoint, there may be for the model alone
-            if config.patience and self.best:
-                self.model.load_state_dict(self.best, strict=False)
-            if not adapters(self.model):
-                self.model.source = ""  # it is no longer what was loaded
-            if self.output:
-                save_final(self.output, self.model, self.history)
+        progress, callbacks = progress and self.processes.first, [*callbacks]
+        with self.run.locked():
+            self._begin(resume)
+            self._loop(progress, callbacks)
+            self._finish()
         return self.history
 
-    def _update(self, indices: list[int], beta: float, learning_rate: float) -> float:
-        """One optimiser step on the mean over these pairs, however many passes that takes."""
-        self.optimizer.zero_grad()
-        groups = by_length(self.training, indices, self.config.batch_size * world_size())
-        drift, parts = self._drift("training", indices), []
-        for group in groups:
-            with exchanging(self.policy, now=group is groups[-1]):
-                loss, metrics = self._measure(group, beta, drift)
-                # The processes' gradients are averaged.
-                self.scaler.scale(loss.sum() / len(indices) * world_size()).backward()
-            parts.append(metrics)
-        metrics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)))
-        if not math.isfinite(grad_norm):
-            if self.scaler.get_scale() > 1 and metrics["loss"].isfinite().all():  # too large for fp16: scale down
-                self.scaler.update()
-                return self._update(indices, beta, learning_rate)
-            self.scaler.update()  # so that train can be called again
-            self._refuse_step([i for group in groups for i in group], metrics["loss"])
-        for settings in self.optimizer.param_groups:
-            settings["lr"] = learning_rate
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.sums.add(metrics)
-        return grad_norm
+    def _loop(self, progress: bool, callbacks: Sequence[Callback]) -> None:
+        config, patience, metric = self.config, self.config.patience, self.config.metric_for_best_model
+        order = batches(len(self.training), config.batch_size * config.grad_accum, config.seed)
+        order = islice(order, self.global_step, None)
+        bar = tqdm(total=config.steps, initial=self.global_step, disable=None if progress else True)
+        with bar, delayed_interrupt() as interrupted:
+            while self.global_step < config.steps and not (self.stop or self.history.stalled(patience, metric)):
+                indices = next(order)
+                if self.global_step == 0:
+                    self._log(self.first_row(indices) | self.evaluate(), progress, callbacks)
+                beta, learning_rate = config.beta_at(self.global_step), config.learning_rate_at(self.global_step)
+                while not math.isfinite(grad_norm := self.step(indices, beta, learning_rate)):
+                    self._retry_or_refuse(indices)
+                self.global_step += 1
+                bar.update()
+                if self.due(config.log_every) or self.due(config.eval_every):
+                    row = self.sums.means() | {"grad_norm": grad_norm, "learning_rate": learning_rate, "beta": beta}
+                    self.sums = MetricSums()
+                    self._log(row | (self.evaluate() if self.due(config.eval_every) else {}), progress, callbacks)
+                if any_rank(self.run.save_due(self.global_step)):
+                    self.save()
+                if any_rank(interrupted.is_set()):
+                    raise KeyboardInterrupt(f"stopped after step {self.global_step}; {self.save()}")
 
-    def _measure(
-        self, indices: list[int], beta: float, drift: Tensor | None, at_start: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the training pairs that are this process's share, and metrics of all, (B,) each."""
-        own = share(indices)
-        batch = collate([self.training[i] for i in own]).to(self.model.device)
-        with autocast(self.model.device, self.precision):
-            reference = self._reference(own, batch)
-            policy: Sequence[Tensor] = pair_logps(self.policy, batch)
-        if at_start:
-            self._check_start(policy, reference)
-            policy = reference
-        lengths = batch.chosen_lengths, batch.rejected_lengths
-        loss, metrics = self._score(policy, reference, lengths, beta, drift)
-        values = gather(torch.stack(list(metrics.values()), dim=1), len(indices)).unbind(1)
-        return loss[: owned(len(indices))], dict(zip(metrics, values))
+    def due(self, every: int | None) -> bool:
+        """Tell whether something is due that happens every so many steps, and at the last one."""
+        return every is not None and (self.global_step % every == 0 or self.global_step == self.config.steps)
 
-    def _reference(self, indices: list[int], batch: PreferenceBatch) -> Sequence[Tensor]:
-        """Log-probs (B,) and (B,) of training pairs under the reference."""
-        if self.config.reference == "cached":
-            return self.reference["training"][indices].to(self.model.device).unbind(1)
-        with torch.no_grad(), adapter_off(self.model) if self.reference_model is None else nullcontext():
-            return pair_logps(self.reference_model or self.policy, batch)
+    def _log(self, row: dict[str, float], progress: bool, callbacks: Sequence[Callback]) -> None:
+        self.history.log(self.global_step, **row)
+        for callback in callbacks:
+            self.history.log(self.global_step, **callback(self, self.global_step, self.history.rows[-1]) or {})
+        self.stop = any_rank(self.stop)
+        row, patience, metric = self.history.rows[-1], self.config.patience, self.config.metric_for_best_model
+        if patience and metric not in row and any(name.startswith("eval_") for name in row):
+            raise InputError(f"no metric {metric!r} in the row of step {self.global_step}; it has {', '.join(row)}")
+        if patience and self.history.kept_row(patience, metric) is row:
+            self.best = copy_of(trainable_state(self.model))
+        self.run.write_history(self.history)
+        if progress:
+            tqdm.write(log_line(row))
 
-    def _drift(self, name: str, indices: list[int]) -> Tensor | None:
-        """(2 B,) log-ratios of these pairs' answers under prompts that are not theirs, on the CPU; none if not kto."""
-        if not self.mismatched:
-            return None
-        now = self._logps([self.mismatched[name][i] for i in indices])
-        return (now - self.reference[f"mismatched {name}"][indices]).flatten()
-
-    def _score(
-        self,
-        policy: Sequence[Tensor],
-        reference: Sequence[Tensor],
-        lengths: Sequence[Tensor],
-        beta: float,
-        mismatched: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        (chosen, rejected), (reference_chosen, reference_rejected), (n_w, n_l) = policy, reference, lengths
-        mismatched = None if mismatched is None else mismatched.to(chosen.device)
-        logps = PairLogps(chosen, rejected, reference_chosen, reference_rejected, n_w, n_l, mismatched)
-        out = self.loss(logps, beta)
-        return out.loss, preference_metrics(out, chosen, rejected, reference_chosen, n_w, n_l)
-
-    def _start(self, indices: list[int]) -> dict[str, float]:
-        """Metrics before any update, when the policy is the reference; that it is, is checked.
+    def first_row(self, indices: Sequence[int]) -> dict[str, float]:
+        """Average the metrics before any update, when the policy is the reference; that it is, is checked.
 
         The row then takes the reference's numbers: other batches round otherwise, and rewards of 1e-6 would rank at
         random.
         """
-        sums, drift = MetricSums(), self._drift("training", indices)
+        sums, beta = MetricSums(), self.config.beta_at(0)
         with torch.no_grad():
-            for group in by_length(self.training, indices, self.config.batch_size * world_size()):
-                sums.add(self._measure(group, self.config.beta_at(0), drift, at_start=True)[1])
+            for group in self.passes(indices):
+                logps = self.logps(group)
+                same = replace(logps, policy_chosen=logps.reference_chosen, policy_rejected=logps.reference_rejected)
+                moved = {"chosen": logps.chosen_ratios, "rejected": logps.rejected_ratios}
+                metrics = preference_metrics(same, self.loss(same, beta))
+                self.check_start(self.gathered(metrics | moved, group))
+                sums.add(self.averaged(self.gathered(metrics, group)))
         return sums.means()
 
-    def _check_start(self, policy: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
-        tolerance = 1e-4 if self.precision == "float32" else 2e-2
-        measured, expected = (gather(torch.stack(list(logps), 1)) for logps in (policy, reference))  # (B, 2)
-        gap = (measured - expected).abs()
-        if (gap > tolerance * (1 + expected.abs())).any():  # what is not finite is reported with its pair, later
-            raise InputError(
-                f"policy and reference differ by {gap.max():.4f} nats before the first step, where they must be the"
-                " same; the model was changed after the trainer was made: make a new trainer"
-            )
+    def check_start(self, metrics: dict[str, Tensor]) -> None:
+        """Refuse a policy that is not the reference before the first step."""
+        check_start(metrics, self.precision.name)
 
     def evaluate(self) -> dict[str, float]:
-        """Mean metrics of the validation pairs under ``eval_`` names; beta is ``config.beta`` whatever the schedule.
+        """Average the metrics of the validation pairs under ``eval_`` names; beta is ``config.beta`` at every step.
 
         Returns:
             Nothing if there are no validation pairs.
         """
         if not self.validation:
             return {}
-        # The very batches of the reference, so that equal weights give a reward of exactly 0.
-        policy = self._logps(self.validation).unbind(1)
-        reference = self.reference["validation"].unbind(1)
-        lengths = torch.tensor([[len(e.chosen), len(e.rejected)] for e in self.validation], device="cpu").unbind(1)
-        drift = self._drift("validation", [*range(len(self.validation))])
-        _, metrics = self._score(policy, reference, lengths, self.config.beta, drift)
-        return {f"eval_{name}": float(values.mean()) for name, values in metrics.items()}
+        logps = self.validation_logps()
+        metrics = self.averaged(preference_metrics(logps, self.loss(logps, self.config.beta)))
+        return {f"eval_{name}": float(values.mean()) for name, values in metrics.items() if len(values)}
 
-    def _due(self, every: int | None) -> bool:
-        return every is not None and (self.step % every == 0 or self.step == self.config.steps)
+    def validation_logps(self) -> PairLogps:
+        """Compute the validation pairs' log-probs, in the very batches of the reference: equal weights give 0."""
+        policy, reference = self.score(self.validation), self.reference["validation"]
+        lengths = torch.tensor([[len(e.chosen), len(e.rejected)] for e in self.validation], device="cpu")
+        return PairLogps(*policy.unbind(1), *reference.unbind(1), *lengths.unbind(1))
 
-    def _log(self, row: dict[str, float], progress: bool, on_log: Callable[[History], None] | None) -> None:
-        self.history.log(self.step, **row)
-        patience = self.config.patience
-        if patience and self.history.kept_row(patience) is self.history.rows[-1]:
-            self.best = snapshot(learned(self.model))
-        if progress:
-            tqdm.write(log_line(self.history.rows[-1]))
-        if on_log:
-            on_log(self.history)
+    # What a trainer of another method has otherwise
 
-    def _refuse_step(self, indices: list[int], losses: Tensor) -> NoReturn:
-        bad = [i for i, fine in zip(indices, losses.isfinite().tolist()) if not fine] or indices
-        self.optimizer.zero_grad()
-        raise not_finite(self.step + 1, [self.training[i].pair for i in bad], self._save())
+    def encode(self, pairs: Sequence[Any]) -> Audit:
+        """Encode what the trainer was given, and weed out."""
+        return audit_pairs(pairs, self.encoding, self.max_length)
 
-    # Files
+    def example(self) -> PairLogps:
+        """Make log-probs of one pair, to try the loss on."""
+        return PairLogps(*torch.zeros(4, 1, device=self.model.device), *torch.ones(2, 1, device=self.model.device))
 
-    def _reference_logps(self) -> dict[str, Tensor]:
-        sets = {"validation": self.validation}
-        if self.config.reference == "cached":
-            sets["training"] = self.training
-        sets |= {f"mismatched {name}": encoded for name, encoded in self.mismatched.items()}
-        return {name: self._logps(encoded, progress=True) for name, encoded in sets.items()}
+    def averaged(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Choose from metrics of all pairs, (n,), the values that are averaged, (m,)."""
+        return metrics
 
-    def _logps(self, encoded: Sequence[EncodedPair], progress: bool = False) -> Tensor:
-        """Log-probs (len(encoded), 2) under the policy as it is, of which each process computes its share."""
-        with autocast(self.model.device, self.precision):
-            own = reference_logps(self.policy, share(encoded), self.config.batch_size, progress and rank() == 0)
-        return gather(own, len(encoded))
+    def key(self) -> str:
+        """Name weights, data and settings: what was computed from others is stale."""
+        settings = (self.precision.name, self.config.batch_size, self.config.reference)
+        return fingerprint(self.model, [self.training, self.validation], settings)
+
+    def scored_sets(self) -> dict[str, Sequence[EncodedPair]]:
+        """Name the pairs whose log-probs under the reference are computed once."""
+        sets: dict[str, Sequence[EncodedPair]] = {"validation": self.validation}
+        return sets | ({"training": self.training} if self.config.reference == "cached" else {})
+
+    # Log-probs of whole sets, checkpoints
+
+    def score_sets(self) -> dict[str, Tensor]:
+        """Compute ``score`` of each of ``scored_sets``, by name."""
+        return {name: self.score(encoded, progress=True) for name, encoded in self.scored_sets().items()}
+
+    def score(self, encoded: Sequence[EncodedPair], progress: bool = False) -> Tensor:
+        """Compute log-probs under the policy as it is, of which each process computes its share.
+
+        Returns:
+            (len(encoded), 2) nats of chosen and rejected answers, on the CPU.
+        """
+        share, show = self.processes.share(encoded), progress and self.processes.first
+        with self.precision.compute():
+            own = reference_logps(self.processes.model, share, self.config.batch_size, show)
+        return self.processes.gather(own, len(encoded))
 
     def _begin(self, resume: bool | Literal["auto"]) -> None:
-        checkpoints = list_checkpoints(self.output) if self.output else []
-        resume = bool(checkpoints) if resume == "auto" else resume
-        if resume and not checkpoints:
-            raise InputError(f"no checkpoint in {self.output} to resume from; start without resume")
-        if resume:
-            self._restore(checkpoints[-1])
-        elif self.step == 0 and checkpoints:
-            if not read_state(checkpoints[-1]).get("finished"):
-                raise InputError(
-                    f"{self.output} holds checkpoints of an earlier run that is not finished; resume it, or choose"
-                    " another output"
-                )
-            anywhere(False)  # all have looked before the first process clears the folder
-            remove_checkpoints(checkpoints)
-        if self.output and rank() == 0:
-            write_json(self.output / "config.json", {"start": self.start, "key": self.key} | self.config.record())
+        self.stop = False
+        if found := self.run.begin(resume, self.global_step == 0, self.model, self.optimizer):
+            state, self.best = found
+            self.global_step, self.history = state["step"], History(state["history"])
+            self.sums = MetricSums(**state["sums"])
+            self.precision.scaler.load_state_dict(state["scaler"])
 
-    def _restore(self, folder: Path) -> None:
-        state = read_state(folder)
-        check_resumable(folder, state, self.config, self.precision, self.key)
-        self.best = load_best(folder, self.model) if self.config.patience else None
-        if self.config.patience and not self.best:
-            raise InputError(
-                f"{folder} was written without patience (early stopping), or its best.safetensors is lost;"
-                " resume without"
-            )
-        load_checkpoint(folder, self.model, self.optimizer, stepped=state["step"] > 0)
-        self.step, self.history, self.sums = state["step"], History(state["history"]), MetricSums(**state["sums"])
-        self.scaler.load_state_dict(state["scaler"])
-
-    def _save(self, finished: bool = False) -> str:
+    def save(self, finished: bool = False) -> str:
         """Write a checkpoint, and say how to go on from it; over that of a finished run a new one may be started."""
-        if self.output is None:
-            return "nothing was saved, as the run has no output folder"
-        state = {
-            "step": self.step,
-            "finished": finished,
-            "key": self.key,
-            "precision": self.precision,
-            "config": self.config.record(),
-            "history": self.history.rows,
-            "sums": asdict(self.sums),
-            "scaler": self.scaler.state_dict(),
-        }
-        folder = save_checkpoint(self.output, self.step, self.model, self.optimizer, state, self.best)
-        return f"saved as {folder}, from where train(resume=True), or --resume, goes on"
+        state = {"step": self.global_step, "finished": finished, "history": self.history.rows}
+        state |= {"sums": asdict(self.sums), "scaler": self.precision.scaler.state_dict()}
+        return self.run.save(state, self.model, self.optimizer, self.best)
+
+    def _finish(self) -> None:
+        try:
+            if self.config.saves:
+                self.save(finished=True)
+        finally:  # where there is no room for another checkpoint, there may be for the model alone
+            if self.config.patience and self.best:
+                self.model.load_state_dict(self.best, strict=False)
+            if not adapters(self.model):
+                self.model.source = ""  # it is no longer what was loaded
+            self.run.finish(self.model, self.history)
+
+    def _retry_or_refuse(self, indices: Sequence[int]) -> None:
+        """After a gradient that is not finite: scale fp16's gradients down, or name the pairs that are to blame."""
+        finite = self.metrics["loss"].isfinite()
+        if self.precision.lower_scale() and finite.all():
+            return
+        order = [i for group in self.passes(indices) for i in group]
+        bad = [i for i, fine in zip(order, finite.tolist()) if not fine] or order
+        self.optimizer.zero_grad()
+        raise not_finite(self.global_step + 1, [self.training[i].pair for i in bad], self.save())

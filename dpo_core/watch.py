@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,17 +14,16 @@ from dpo_core.data import encode_pair
 from dpo_core.evaluate import answer_kl
 from dpo_core.generate import encode_prompt, generate
 from dpo_core.logprobs import token_logps
-from dpo_core.metrics import History
 from dpo_core.model import GPT
-from dpo_core.trainer import DPOTrainer
+from dpo_core.trainer import Callback, DPOTrainer
 
 __all__ = ["watch"]
 
 ODD = 1e-3  # probability: of its own tokens, a reference writes about one in a thousand that it finds so unlikely
 
 
-def watch(trainer: DPOTrainer, prompts: Sequence[str] = (), max_new_tokens: int = 120) -> Callable[[History], None]:
-    """Metrics that the loss does not see, for ``trainer.train(on_log=...)``; ``diagnose`` needs them for some rules.
+def watch(trainer: DPOTrainer, prompts: Sequence[str] = (), max_new_tokens: int = 120) -> Callback:
+    """Measure what the loss does not see, for ``trainer.train(callbacks=[...])``; some rules of ``diagnose`` need it.
 
     In every row ``weights/changed``, the share of the weights that differ from the start. In the rows of step 0 and of
     evaluations ``ended/chosen``, the share of chosen answers in training that have their end-of-text token, and
@@ -37,7 +36,7 @@ def watch(trainer: DPOTrainer, prompts: Sequence[str] = (), max_new_tokens: int 
         prompts: two or more, sampled at temperature 1; two dozen take a second or two each time.
         max_new_tokens: longest sample.
     Returns:
-        A function that completes a history's last row.
+        A callback that returns them.
 
     >>> from dpo_core.data import PreferencePair
     >>> from dpo_core.model import GPT
@@ -45,22 +44,23 @@ def watch(trainer: DPOTrainer, prompts: Sequence[str] = (), max_new_tokens: int 
     >>> from dpo_core.trainer import DPOConfig
     >>> model, pairs = GPT.from_pretrained("pocket"), [PreferencePair("Why?", "Because it is.", "No.")]
     >>> trainer = DPOTrainer(model, load_tokenizer("pocket"), pairs, DPOConfig(steps=1, val_share=0))
-    >>> row = trainer.train(False, on_log=watch(trainer, ["What is Python?"] * 2, max_new_tokens=8)).rows[0]
+    >>> look = watch(trainer, ["What is Python?"] * 2, max_new_tokens=8)
+    >>> row = trainer.train(progress=False, callbacks=[look]).rows[0]
     >>> row["weights/changed"], row["kl/policy_ref"], row["ended/chosen"]
     (0.0, 0.0, 1.0)
     """
     reference = copy.deepcopy(trainer.model).eval() if prompts else None
     start = _some_weights(trainer.model)
 
-    def on_log(history: History) -> None:
-        step = int(history.rows[-1]["step"])
-        history.log(step, **{"weights/changed": (_some_weights(trainer.model) != start).float().mean().item()})
-        if step == 0 or trainer._due(trainer.config.eval_every):
-            history.log(step, **_endings(trainer))
+    def look(trainer: DPOTrainer, step: int, row: dict[str, float]) -> dict[str, float]:
+        found = {"weights/changed": (_some_weights(trainer.model) != start).float().mean().item()}
+        if step == 0 or trainer.due(trainer.config.eval_every):
+            found |= _endings(trainer)
             if reference:
-                history.log(step, **_sample(trainer, reference, prompts, max_new_tokens))
+                found |= _sample(trainer, reference, prompts, max_new_tokens)
+        return found
 
-    return on_log
+    return look
 
 
 def _some_weights(model: torch.nn.Module, count: int = 4096) -> Tensor:
@@ -85,8 +85,9 @@ def _next_logits(model: GPT, prompt: list[int], answer: list[int]) -> Tensor:
 
 
 def _endings(trainer: DPOTrainer, count: int = 32) -> dict[str, float]:
-    end, chosen = trainer.encoding.eot_token, [e.chosen for e in trainer.training]
-    whole = [encode_pair(trainer.encoding, e.pair) for e in (trainer.validation or trainer.training)[:count]]
+    end, chosen = trainer.encoding.eot_token, [e.chosen for e in trainer.training if e.chosen]
+    shown = [e.pair for e in trainer.validation or trainer.training if e.chosen][:count]
+    whole = [encode_pair(trainer.encoding, pair) for pair in shown]
     room = trainer.model.config.n_positions
     with _evaluating(trainer.model):
         stops = [
@@ -94,7 +95,7 @@ def _endings(trainer: DPOTrainer, count: int = 32) -> dict[str, float]:
             for e in whole
             if len(e.prompt) + len(e.chosen) <= room
         ]
-    found = {"ended/chosen": sum(ids[-1:] == [end] for ids in chosen) / len(chosen)}
+    found = {"ended/chosen": sum(ids[-1:] == [end] for ids in chosen) / len(chosen)} if chosen else {}
     return found | ({"eos/chosen": sum(stops) / len(stops)} if stops else {})
 
 

@@ -23,7 +23,7 @@ from dpo_core.losses import LOSSES
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.pretrain import LMConfig, train_lm
 from dpo_core.sft import Example, sft_documents
-from dpo_core.trainer import DPOTrainer
+from dpo_core.trainers import trainer_for
 
 PAIRS = [PreferencePair(f"Ask {i}?", "YES " * (1 + i % 3) + "OK", "no " * (1 + i % 4) + "way") for i in range(10)]
 SMOOTHED = {"label_smoothing": 0.1}
@@ -58,7 +58,8 @@ def train(device: str, output: Path | None = None, resume: bool = False, steps: 
         "eval_every": 3,
         "val_share": 0.2,
     }
-    trainer = DPOTrainer(model(device, rank), byte_encoding(), PAIRS, DPOConfig(**defaults | settings), output)
+    config = DPOConfig(**defaults | settings)
+    trainer = trainer_for(config.loss)(model(device, rank), byte_encoding(), PAIRS, config, output)
     return trainer.train(progress=False, resume=resume).column("loss")[1]
 
 

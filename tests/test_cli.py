@@ -141,7 +141,7 @@ def test_an_unfinished_run_says_how_to_go_on(here, run, refused, model, pairs):
 def test_an_earlier_model_does_not_pass_for_that_of_an_unfinished_run(here, run, refused, model, pairs, monkeypatch):
     common = ("train", "--data", pairs, "--model", model, "--output", "one")
     run(*common, "--steps", 1)
-    monkeypatch.setattr(DPOTrainer, "_update", lambda *_: 1 / 0)
+    monkeypatch.setattr(DPOTrainer, "step", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(*common, "--steps", 2)
     assert "one: the training there is not finished, and one/final is an earlier one's; train again to its end" in (
@@ -153,7 +153,7 @@ def test_an_earlier_model_does_not_pass_for_that_of_an_unfinished_run(here, run,
 def test_nor_if_only_the_pairs_differ(here, run, refused, model, pairs, monkeypatch):
     save_pairs("other.jsonl", [PreferencePair(f"Say {i}?", "Good.", "Bad.") for i in range(12)])
     run("train", "--data", pairs, "--model", model, "--steps", 1, "--output", "one")
-    monkeypatch.setattr(DPOTrainer, "_update", lambda *_: 1 / 0)
+    monkeypatch.setattr(DPOTrainer, "step", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("train", "--data", "other.jsonl", "--model", model, "--steps", 1, "--output", "one")
     assert "one: the training there is not finished" in refused("generate", "--model", "one", "--prompt", "Why?")

@@ -17,7 +17,7 @@ from dpo_core.flags import build_parser
 from dpo_core.lora import LoRAConfig, add_lora
 from dpo_core.losses import LOSSES, PairLoss, choose_loss
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.trainer import DPOTrainer
+from dpo_core.trainers import trainer_for
 
 NAMES = [found.name for found in fields(DPOConfig)]
 
@@ -30,7 +30,8 @@ def make(tiny_model, encoding, pairs):
         model = GPT(tiny_model.config)
         model.load_state_dict(tiny_model.state_dict())
         usual = {"batch_size": 4, "learning_rate": 1e-3, "val_share": 0.0, "log_every": 1}
-        return DPOTrainer(model, encoding, pairs, DPOConfig(**usual | settings), output)
+        config = DPOConfig(**usual | settings)
+        return trainer_for(config.loss)(model, encoding, pairs, config, output)
 
     return make
 
@@ -54,7 +55,7 @@ def test_each_setting_is_a_flag_by_its_own_name(name):
     if setting.metadata["setting"].kind.choices:
         other = other or setting.metadata["setting"].kind.choices[-1]
     flags = {"gamma": ["--loss", "simpo"], "penalty": ["--loss", "dpop"]}.get(name, [])
-    other = other or {"label_smoothing": 0.25, "val_share": 0.25}.get(name, 3)
+    other = other or {"label_smoothing": 0.25, "val_share": 0.25, "metric_for_best_model": "eval_loss/2"}.get(name, 3)
     found = getattr(parsed(*flags, f"--{name.replace('_', '-')}", str(other)), name)
     assert found == other != setting.default
 
@@ -115,10 +116,10 @@ def test_the_rate_is_chosen_by_the_model_and_what_of_it_is_trained(tokenizer, ra
 def test_epochs_are_passes_over_the_pairs(make):
     trainer = make(epochs=2)  # ten pairs, four a step: 4 + 4 + 2
     seen = []
-    update = trainer._update
-    trainer._update = lambda indices, *rest: seen.extend(indices) or update(indices, *rest)
+    update = trainer.step
+    trainer.step = lambda indices, *rest: seen.extend(indices) or update(indices, *rest)
     trainer.train(progress=False)
-    assert trainer.step == trainer.config.steps == 6 and sorted(seen) == sorted(2 * [*range(10)])
+    assert trainer.global_step == trainer.config.steps == 6 and sorted(seen) == sorted(2 * [*range(10)])
     assert make(epochs=0.1).config.steps == 1
 
 
@@ -159,11 +160,9 @@ def test_a_run_with_a_function_is_resumed_with_one_of_its_name(make, tmp_path):
     assert len(make(tmp_path, loss=steep, steps=3).train(progress=False, resume=True).rows) == 4
 
 
-def test_a_function_that_returns_no_losses_is_refused_before_a_step_is_taken(make):
-    trainer = make(loss=lambda logps, beta: PairLoss(*[logps.policy_chosen.mean()] * 3))
+def test_a_function_that_returns_no_losses_is_refused_before_any_work(make):
     with pytest.raises(InputError, match="must return a PairLoss with one loss and two rewards for each pair"):
-        trainer.train(progress=False)
-    assert trainer.step == 0
+        make(loss=lambda logps, beta: PairLoss(*[logps.policy_chosen.mean()] * 3))
 
 
 # Saving and going on
@@ -171,10 +170,10 @@ def test_a_function_that_returns_no_losses_is_refused_before_a_step_is_taken(mak
 
 def test_checkpoints_are_written_by_the_clock_and_at_the_end(make, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 240))  # four minutes pass each time it is looked at, once a step and after saving
-    monkeypatch.setattr("dpo_core.trainer.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("dpo_core.run.time", SimpleNamespace(monotonic=lambda: next(clock)))
     trainer, saved = make(tmp_path, steps=7), []
-    save = trainer._save
-    trainer._save = lambda **settings: saved.append(trainer.step) or save(**settings)
+    save = trainer.save
+    trainer.save = lambda **settings: saved.append(trainer.global_step) or save(**settings)
     trainer.train(progress=False)
     assert saved == [3, 6, 7]
 

@@ -18,6 +18,7 @@ from dpo_core.precision import autocast, choose, compute_dtype, cpu_has_bf16
 from dpo_core.pretrain import Document, LMConfig, train_lm
 from dpo_core.tabular import example_world, random_world
 from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.trainers import trainer_for
 
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 
@@ -60,7 +61,7 @@ def test_training_does_not_depend_on_the_default_device(tiny_model, encoding, pa
         config = DPOConfig(
             **{"steps": 4, "batch_size": 2, "grad_accum": 2, "eval_every": 2, "val_share": 0.2} | settings, **more
         )
-        trainer = DPOTrainer(model, encoding, pairs, config, folder)
+        trainer = trainer_for(config.loss)(model, encoding, pairs, config, folder)
         return trainer.train(progress=False, resume=(folder / "checkpoints").exists()).rows
 
     tiny_model.save_pretrained(tmp_path / "start")

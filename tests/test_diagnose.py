@@ -265,7 +265,7 @@ def other_weights(trainer):
 
 def no_end(trainer):
     trainer.training = [replace(e, chosen=e.chosen[:-1]) for e in trainer.training]
-    trainer.reference = trainer._reference_logps()
+    trainer.reference = trainer.score_sets()
 
 
 def empty(trainer):
@@ -344,7 +344,7 @@ def test_checking_changes_nothing(make, even):
 
 def test_watching_changes_nothing_and_sees_the_weights_move(make, even):
     one, other = make(pairs=even), make(pairs=even)
-    history = one.train(progress=False, on_log=watch(one, ["Ask 1?", "Ask 2?"], max_new_tokens=12))
+    history = one.train(progress=False, callbacks=[watch(one, ["Ask 1?", "Ask 2?"], max_new_tokens=12)])
     other.train(progress=False)
     for name, tensor in one.model.state_dict().items():
         assert torch.equal(tensor, other.model.state_dict()[name])
@@ -358,14 +358,15 @@ def test_watching_changes_nothing_and_sees_the_weights_move(make, even):
 def test_what_is_watched_is_counted_rightly(make, even, encoding):
     trainer, prompts = make(pairs=even, max_length=11), ["Ask 1?", "Ask 2?", "Ask 3?"]
     trainer.model.ln_f.weight.data *= 8  # sure of itself, so that some tokens are odd to it
-    on_log, history = watch(trainer, prompts, max_new_tokens=12), History()
+    look = watch(trainer, prompts, max_new_tokens=12)
     reference = copy.deepcopy(trainer.model)
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    history.log(0, loss=LN2)
-    on_log(history)
-    row, answers = history.rows[0], generate(trainer.model, encoding, prompts, max_new_tokens=12, seed=0)
+    row, answers = (
+        look(trainer, 0, {"loss": LN2}),
+        generate(trainer.model, encoding, prompts, max_new_tokens=12, seed=0),
+    )
     assert row["samples/length"] == sum(len(a.ids) for a in answers) / 3
     assert row["samples/ended"] == sum(a.ids[-1] == encoding.eot_token for a in answers) / 3
 
@@ -389,6 +390,6 @@ def test_what_is_watched_is_counted_rightly(make, even, encoding):
 
 def test_without_prompts_nothing_is_sampled(make, even):
     trainer = make(pairs=even)
-    history = trainer.train(progress=False, on_log=watch(trainer))
+    history = trainer.train(progress=False, callbacks=[watch(trainer)])
     assert not any("samples/odd" in row for row in history.rows)
     assert "weights/changed" in history.rows[-1]

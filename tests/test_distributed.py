@@ -15,13 +15,14 @@ from tiny import byte_encoding
 
 from dpo_core.cli import main
 from dpo_core.data import PreferencePair, save_pairs
-from dpo_core.distributed import anywhere, gather, owned, rank, share
+from dpo_core.distributed import Processes, any_rank, rank
 from dpo_core.errors import InputError
 from dpo_core.lora import LoRAConfig, add_lora, load_adapted, merged_copy
 from dpo_core.metrics import History
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.tokenizer import load_tokenizer
-from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.trainer import DPOConfig
+from dpo_core.trainers import trainer_for
 
 # Nine training pairs of unlike lengths. Batches of three: two pairs in one process, one in the other. Batches of four:
 # the last of each epoch has one pair, so that a process has none of its own. Batches of 2 x 3: two passes, then one.
@@ -53,16 +54,22 @@ def trainer(output, rank=None, swapped=False, **settings):
     pairs = [PreferencePair(f"Ask {i}?", "YES " * (1 + i % 3) + "OK", "no " * (1 + i % 4) + "way") for i in range(10)]
     held_out = [PreferencePair(pair.prompt, pair.rejected, pair.chosen) for pair in pairs[:3]] if swapped else None
     defaults = {"steps": 8, "learning_rate": 3e-4, "warmup_steps": 0, "val_share": 0.1, "log_every": 1, "eval_every": 4}
-    return DPOTrainer(model, encoding, pairs, DPOConfig(**defaults | settings), output, held_out)
+    config = DPOConfig(**defaults | settings)
+    return trainer_for(config.loss)(model, encoding, pairs, config, output, held_out)
 
 
 def two(number, folder):
     """What each of the two processes does, to be looked at by the tests."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=2)
-    said = {"count": [len(share(range(n))) for n in (0, 1, 2, 5)], "owned": [owned(n) for n in (0, 1, 2, 5)]}
-    rows = torch.tensor([[i] for i in share(range(5))])
-    said |= {"gathered": gather(rows, 5).flatten().tolist(), "anywhere": [anywhere(rank() == 1), anywhere(False)]}
+    both = Processes(GPT.from_pretrained("pocket"), "ddp")
+    said = {
+        "count": [len(both.share(range(n))) for n in (0, 1, 2, 5)],
+        "owned": [both.owned(n) for n in (0, 1, 2, 5)],
+        "any": [any_rank(rank() == 1), any_rank(False)],
+    }
+    rows = torch.tensor([[i] for i in both.share(range(5))])
+    said["gathered"] = [both.gather(part, 5).flatten().tolist() for part in (rows, rows[: both.owned(5)])]
     for name, settings in CASES.items():
         trainer(folder / name, **settings).train(progress=True)
     for parallel in ("ddp", "fsdp"):
@@ -70,14 +77,14 @@ def two(number, folder):
         whole = trainer(folder / f"whole {parallel}", **settings)
         whole.train(progress=False)
         stopped = trainer(folder / f"stopped {parallel}", **settings)
-        update = stopped._update
+        update = stopped.step
 
         def interrupted(*args, update=update, stopped=stopped):
-            if stopped.step == 4 and rank() == 1:
+            if stopped.global_step == 4 and rank() == 1:
                 os.kill(os.getpid(), signal.SIGINT)  # in one process only
             return update(*args)
 
-        stopped._update = interrupted
+        stopped.step = interrupted
         with pytest.raises(KeyboardInterrupt, match=r"stopped after step 5; saved as .*step-000005"):
             stopped.train(progress=False)
         resumed = trainer(folder / f"stopped {parallel}", **settings)
@@ -176,8 +183,8 @@ def test_shares_are_of_one_size_and_are_put_together_in_order(said):
     assert said[0]["count"] == said[1]["count"] == [0, 1, 1, 3]
     assert [said[0]["owned"], said[1]["owned"]] == [[0, 1, 1, 3], [0, 0, 1, 2]]
     for part in said:
-        assert part["gathered"] == [0, 1, 2, 3, 4]
-        assert part["anywhere"] == [True, False]
+        assert part["gathered"] == [[0, 1, 2, 3, 4]] * 2
+        assert part["any"] == [True, False]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

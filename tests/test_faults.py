@@ -22,7 +22,7 @@ from dpo_core.checkpoint import KEPT, list_checkpoints, read_state
 from dpo_core.cli import main
 from dpo_core.data import PreferencePair, load_pairs, save_pairs
 from dpo_core.errors import InputError
-from dpo_core.files import sync, written
+from dpo_core.files import atomic_write, sync
 from dpo_core.model import GPT
 from dpo_core.tokenizer import ENCODINGS
 
@@ -103,10 +103,10 @@ def test_killed_at_calls_that_change_the_disk_a_whole_checkpoint_is_there(run, w
 def test_writing_a_checkpoint_again_never_leaves_the_run_without_it(run, monkeypatch):
     """Ctrl-C right after a checkpoint writes the same step again; there the only one is replaced."""
     trainer = kills.trainer_in(run, lora=False)
-    trainer._save()
+    trainer.save()
     replace, seen = os.replace, []
     monkeypatch.setattr(os, "replace", lambda a, b: (replace(a, b), seen.append(len(list_checkpoints(run)))))
-    trainer._save()
+    trainer.save()
     assert len(seen) >= 2 and min(seen) == 1
     assert [folder.name for folder in list_checkpoints(run)] == ["step-000000"]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000000"]
@@ -146,7 +146,7 @@ def test_what_is_written_is_on_the_disk_before_it_takes_its_place(tmp_path, monk
     done.clear()
     trainer = kills.trainer_in(tmp_path / "run", lora=False)
     done.clear()
-    trainer._save()
+    trainer.save()
     assert done[-2:] == ["replace", "fsync"] and done[:-2].count("fsync") >= 5  # four files and their folder
 
 
@@ -155,16 +155,16 @@ def test_what_is_written_is_on_the_disk_before_it_takes_its_place(tmp_path, monk
 
 def test_ctrl_c_saves_and_says_how_to_go_on(run, whole):
     trainer = kills.trainer_in(run, lora=False)
-    update = trainer._update
+    update = trainer.step
 
     def interrupted(*args):
-        if trainer.step == 6:
+        if trainer.global_step == 6:
             signal.raise_signal(signal.SIGINT)
         return update(*args)
 
-    trainer._update = interrupted
+    trainer.step = interrupted
     with pytest.raises(
-        KeyboardInterrupt, match=r"after step 7; saved as .*step-000007, from where .*--resume, goes on"
+        KeyboardInterrupt, match=r"after step 7; saved as .*step-000007, from where train\(resume=True\) goes on"
     ):
         trainer.train(progress=False)
     kills.train(run, lora=False)
@@ -196,7 +196,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_training_can_go_on(run, wh
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     trainer.config.__dict__["steps"] = kills.STEPS
     with disk_of(size), pytest.raises(InputError, match=r"cannot be written \(.*File too large.*\); make room there"):
-        trainer._save() if size > 200 else trainer.train(progress=False)
+        trainer.save() if size > 200 else trainer.train(progress=False)
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert after == before
     trainer.train(progress=False)
@@ -258,7 +258,7 @@ def test_a_link_stays_one_and_a_device_is_left_alone(tmp_path):
 
 def test_an_error_while_writing_leaves_the_old_file(tmp_path):
     (tmp_path / "note").write_text("old")
-    with pytest.raises(RuntimeError), written(tmp_path / "note") as partial:
+    with pytest.raises(RuntimeError), atomic_write(tmp_path / "note") as partial:
         partial.write_text("ne")
         raise RuntimeError
     assert (tmp_path / "note").read_text() == "old" and len(list(tmp_path.iterdir())) == 1

@@ -13,7 +13,8 @@ from tiny import byte_encoding
 
 from dpo_core.data import PreferencePair
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.trainer import DPOConfig
+from dpo_core.trainers import trainer_for
 
 FILE = Path(__file__).parent / "data" / "golden_run.json"
 
@@ -36,7 +37,8 @@ def twenty_steps(**changed) -> dict[str, list[float]]:
         "steps": 20, "batch_size": 2, "grad_accum": 2, "learning_rate": 1e-3, "warmup_steps": 5, "max_grad_norm": 0.5,
         "weight_decay": 0.01, "val_share": 0.2, "log_every": 1,
     }  # fmt: skip
-    trainer = DPOTrainer(model_of_plain_numbers(), byte_encoding(), pairs, DPOConfig(**settings | changed))
+    config = DPOConfig(**settings | changed)
+    trainer = trainer_for(config.loss)(model_of_plain_numbers(), byte_encoding(), pairs, config)
     history = trainer.train(progress=False)
     return {"loss": history.column("loss")[1][1:], "grad_norm": history.column("grad_norm")[1]}
 

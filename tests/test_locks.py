@@ -13,11 +13,11 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import kills
 
-from dpo_core.checkpoint import sole_use
+from dpo_core.checkpoint import folder_lock
 from dpo_core.course.labeling import LabelSession
 from dpo_core.course.verdicts import Comparison
 from dpo_core.errors import InputError
-from dpo_core.files import FileLock
+from dpo_core.files import NamedLock
 
 
 class Holder:
@@ -53,9 +53,11 @@ def test_two_trainers_in_one_folder(tmp_path, kill):
     run.mkdir()
     trainer = kills.trainer_in(run, lora=False)  # made before the other one began
     before = sorted(path.name for path in run.iterdir())
-    holder = Holder(lambda: sole_use(run))
+    holder = Holder(lambda: folder_lock(run))
     try:
-        told = rf"run is in use by process {holder.pid}, since .*; wait until it is done, or choose another --output"
+        told = (
+            rf"run is in use by process {holder.pid}, since .*; wait .* or choose another output folder"
+        )
         for attempt in (lambda: trainer.train(progress=False), lambda: kills.trainer_in(run, lora=False)):
             with pytest.raises(InputError, match=told):
                 attempt()
@@ -64,7 +66,7 @@ def test_two_trainers_in_one_folder(tmp_path, kill):
     finally:
         holder.end(kill)
     trainer.train(progress=False)
-    assert (run / "final").is_dir() and (run / ".lock").read_text() == ""
+    assert (run / "final").is_dir() and not (run / ".lock.holder").exists()
 
 
 def test_a_training_that_failed_or_was_stopped_lets_go(tmp_path):
@@ -78,13 +80,13 @@ def test_a_training_that_failed_or_was_stopped_lets_go(tmp_path):
         with pytest.raises(stop):
             trainer.train(progress=False)
         trainer._begin = begin
-    with sole_use(tmp_path), pytest.raises(InputError, match="in use by process"):
+    with folder_lock(tmp_path), pytest.raises(InputError, match="in use by process"):
         trainer.train(progress=False)
     trainer.train(progress=False)
 
 
 def test_a_run_without_a_folder_locks_nothing():
-    with sole_use(None), sole_use(None):
+    with folder_lock(None), folder_lock(None):
         pass
 
 
@@ -113,7 +115,7 @@ def test_many_processes_take_turns_and_never_meet(tmp_path):
             done = 0
             while done < 5:
                 try:
-                    held = FileLock(lock)
+                    held = NamedLock(lock)
                 except InputError:
                     time.sleep(0.001)
                     continue
@@ -130,15 +132,16 @@ def test_many_processes_take_turns_and_never_meet(tmp_path):
 
 
 def test_a_file_system_without_locks_locks_nothing(tmp_path, monkeypatch):
-    def unsupported(descriptor):
+    def unsupported(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("dpo_core.files._lock", unsupported)
-    lock = FileLock(tmp_path / "lock")
-    lock.release()
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    locks = [NamedLock(tmp_path / "lock") for _ in range(2)]
+    for lock in locks:
+        lock.release()
 
 
 def test_a_lock_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(InputError, match="cannot write there"), sole_use(tmp_path):
+    with pytest.raises(InputError, match="cannot write there"), folder_lock(tmp_path):
         pass

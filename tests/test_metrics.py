@@ -2,13 +2,14 @@ import pytest
 import torch
 
 from dpo_core.errors import InputError
-from dpo_core.losses import dpo_loss
+from dpo_core.losses import PairLogps, dpo
 from dpo_core.metrics import History, MetricSums, log_line, preference_metrics
 
 
 def metrics_of(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta=0.5):
-    logps = [torch.tensor(values) for values in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)]
-    return preference_metrics(dpo_loss(*logps, beta=beta), *logps[:3], torch.tensor([3, 4]), torch.tensor([5, 6]))
+    four = [torch.tensor(values) for values in (policy_chosen, policy_rejected, reference_chosen, reference_rejected)]
+    logps = PairLogps(*four, torch.tensor([3, 4]), torch.tensor([5, 6]))
+    return preference_metrics(logps, dpo(logps, beta=beta))
 
 
 def test_metrics_by_hand():
@@ -46,7 +47,7 @@ def test_means_are_over_pairs_not_over_batches():
     sums = MetricSums()
     for part in values.split([4, 5, 1]):
         sums.add({"loss": part, "twice": 2 * part})
-    assert sums.count == 10
+    assert sums.counts == {"loss": 10, "twice": 10}
     assert sums.means() == pytest.approx({"loss": values.mean().item(), "twice": 2 * values.mean().item()}, rel=1e-5)
 
 

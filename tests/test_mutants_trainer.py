@@ -29,11 +29,11 @@ def test_the_optimiser_gets_the_clipped_gradient_and_the_log_its_length_before(t
 
 def test_a_gradient_too_large_for_fp16_is_scaled_down_to_1_and_then_refused(tiny_model, encoding, pairs):
     trainer = DPOTrainer(tiny_model, encoding, pairs, DPOConfig(steps=1, val_share=0))
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     passes = []
 
     def too_large(gradient):
-        passes.append(trainer.scaler.get_scale())
+        passes.append(trainer.precision.scaler.get_scale())
         return torch.full_like(gradient, math.inf)
 
     tiny_model.wpe.weight.register_hook(too_large)

@@ -299,13 +299,14 @@ def test_means_do_not_depend_on_how_pairs_are_divided(fours, cut, beta):
     whole, parts = MetricSums(), MetricSums()
 
     def metrics(c):
-        return preference_metrics(dpo_loss(*c, beta), c[0], c[1], c[2], torch.ones(c.shape[1]), torch.ones(c.shape[1]))
+        logps = PairLogps(*c, *torch.ones(2, c.shape[1]))
+        return preference_metrics(logps, LOSSES["dpo"](logps, beta))
 
     whole.add(metrics(columns))
     for part in (columns[:, :cut], columns[:, cut:]):
         if part.shape[1]:
             parts.add(metrics(part))
-    assert parts.count == whole.count == len(fours)
+    assert set(parts.counts.values()) == set(whole.counts.values()) == {len(fours)}
     assert parts.means() == pytest.approx(whole.means(), rel=1e-6, abs=1e-6)
 
 

@@ -13,7 +13,8 @@ from dpo_core.data import PreferencePair, encode_pair
 from dpo_core.errors import InputError
 from dpo_core.losses import LOSSES, PairLogps
 from dpo_core.model import GPT
-from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.trainer import DPOConfig
+from dpo_core.trainers import KTOTrainer, trainer_for
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ def make(tiny_model, encoding, pairs):
         model = GPT(tiny_model.config)
         model.load_state_dict(tiny_model.state_dict())
         defaults = {"steps": 2, "batch_size": 10, "learning_rate": 1e-3, "warmup_steps": 0, "val_share": 0.0}
-        return DPOTrainer(model, encoding, pairs, DPOConfig(**defaults | {"log_every": 1} | settings))
+        config = DPOConfig(**defaults | {"log_every": 1} | settings)
+        return trainer_for(config.loss)(model, encoding, pairs, config)
 
     return make
 
@@ -96,7 +98,7 @@ def test_the_reference_point_of_kto_is_that_of_the_step_however_many_passes_it_t
     for batch_size, grad_accum in ((10, 1), (2, 5)):
         trainer = make(loss="kto", learning_rate=1e-2, steps=4, batch_size=batch_size, grad_accum=grad_accum)
         logged.append(trainer.train(progress=False).column("loss")[1])
-        assert trainer._drift("training", [*range(10)]).mean() > 0.05  # so that the points of parts would differ
+        assert trainer.drift("training", [*range(10)]).mean() > 0.05  # so that the points of parts would differ
     assert logged[0] == pytest.approx(logged[1], abs=1e-5)
 
 
@@ -111,16 +113,16 @@ def test_ktos_cached_reference_knows_the_prompts_that_were_lent(tiny_model, enco
     odd = [PreferencePair("p" * 30, "a", "b"), PreferencePair("q" * 5, "c" * 25, "d" * 20)]
     for length in (60, 40):
         config = DPOConfig(loss="kto", max_length=length, val_share=0.0, steps=1)
-        trainer = DPOTrainer(copy.deepcopy(tiny_model), encoding, odd, config, tmp_path)
+        trainer = KTOTrainer(copy.deepcopy(tiny_model), encoding, odd, config, tmp_path)
         assert all(len(e.chosen) in (2, 26) for e in trainer.training)
-        assert trainer._drift("training", [0, 1]) == pytest.approx(torch.zeros(4), abs=1e-5)
+        assert trainer.drift("training", [0, 1]) == pytest.approx(torch.zeros(4), abs=1e-5)
 
 
 def test_kto_measures_how_far_answers_to_other_prompts_have_drifted(make, tiny_model, encoding, pairs):
     trainer = make(loss="kto", learning_rate=1e-2, steps=4)
-    assert trainer._drift("training", [0, 1]) == pytest.approx(torch.zeros(4), abs=1e-5)
+    assert trainer.drift("training", [0, 1]) == pytest.approx(torch.zeros(4), abs=1e-5)
     trainer.train(progress=False)
-    drift = trainer._drift("training", [*range(10)]).view(10, 2)
+    drift = trainer.drift("training", [*range(10)]).view(10, 2)
     assert all(lent.prompt != own.prompt for lent, own in zip(trainer.mismatched["training"], trainer.training))
     for row, lent, own in zip(drift, trainer.mismatched["training"], trainer.training):
         lender = next(e.pair for e in trainer.training if e.prompt == lent.prompt)
@@ -149,5 +151,5 @@ def test_what_no_loss_has_is_refused(settings, message):
 
 def test_kto_says_which_pairs_have_too_few_prompts(tiny_model, encoding, pairs):
     one_prompt = [PreferencePair("Why?", "YES", "no"), PreferencePair("Why?", "OK", "no")]
-    with pytest.raises(InputError, match=r"validation pairs: one prompt has 2 of 2 answers.*another --val-share"):
-        DPOTrainer(tiny_model, encoding, pairs, DPOConfig(loss="kto"), val_pairs=one_prompt)
+    with pytest.raises(InputError, match=r"validation pairs: one prompt has 2 of 2 answers.*another val_share"):
+        KTOTrainer(tiny_model, encoding, pairs, DPOConfig(loss="kto"), val_pairs=one_prompt)

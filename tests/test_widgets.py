@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from importlib import resources
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -330,7 +331,7 @@ def test_it_shows_at_most_two_pictures_a_second_and_ends_as_a_figure(place):
     now = 0.0
     with Dashboard(steps=40, clock=lambda: now) as live:
         for i in range(1, 41):
-            live(History(rows(i)))
+            live(SimpleNamespace(history=History(rows(i))), i, {})
             now += 0.125
     *views, figure = place[0].shown
     assert len(views) == 1 + 10  # the empty frame, then one each half second of the five
@@ -341,7 +342,7 @@ def test_it_shows_at_most_two_pictures_a_second_and_ends_as_a_figure(place):
 
 def test_it_ends_as_a_figure_even_if_the_run_breaks_off(place):
     with pytest.raises(KeyboardInterrupt), Dashboard(steps=9) as live:
-        live(History(rows(3)))
+        live(SimpleNamespace(history=History(rows(3))), 3, {})
         raise KeyboardInterrupt
     assert len(place[0].shown[-1].axes) == 4
 
@@ -354,7 +355,7 @@ def test_a_run_without_a_row_leaves_no_figure(place):
 
 def test_outside_a_notebook_it_is_silent(capsys):
     with Dashboard(steps=9) as live:
-        live(History(rows(2)))
+        live(SimpleNamespace(history=History(rows(2))), 2, {})
     assert capsys.readouterr().out == ""
 
 

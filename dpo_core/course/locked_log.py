@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dpo_core.errors import InputError
-from dpo_core.files import FileLock, sync
+from dpo_core.files import NamedLock, sync
 
 __all__ = ["LockedLog"]
 
@@ -33,7 +33,7 @@ class LockedLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("ab+", buffering=0)
             sync(path.parent)
-            self.lock = FileLock(path.with_name(path.name + ".lock"))
+            self.lock = NamedLock(path.with_name(path.name + ".lock"))
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
         except InputError as holder:
@@ -41,8 +41,8 @@ class LockedLog:
             raise InputError(
                 f"{path} is open in {holder}; shut that notebook's kernel down, or label into another file"
             ) from holder
-        if self.lock.stale:
-            self.notes.append(f"An earlier session ({self.lock.stale}) was cut off; all that it saved is here.")
+        if self.lock.cut_off:
+            self.notes.append(f"An earlier session ({self.lock.cut_off}) was cut off; all that it saved is here.")
         self.held[self.key] = self
 
     def read(self) -> list[bytes]:

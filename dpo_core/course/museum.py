@@ -30,6 +30,7 @@ from dpo_core.pocket.world import questions
 from dpo_core.preflight import check_setup
 from dpo_core.tokenizer import load_tokenizer
 from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.trainers import trainer_for
 from dpo_core.watch import watch
 
 __all__ = [
@@ -82,7 +83,9 @@ def trainer(
     healthy = {"steps": 50, "learning_rate": 1e-4, "warmup_steps": 5, "eval_every": 25, "log_every": 5, "seed": seed}
     config = DPOConfig(**(healthy | settings))  # type: ignore[arg-type]
     model, encoding = GPT.from_pretrained("pocket"), load_tokenizer("pocket")
-    return DPOTrainer(model, encoding, training[: config.steps * config.batch_size], config, val_pairs=held_out)
+    return trainer_for(config.loss)(
+        model, encoding, training[: config.steps * config.batch_size], config, val_pairs=held_out
+    )
 
 
 # The exhibits
@@ -142,7 +145,7 @@ def dropout(seed: int) -> DPOTrainer:
             setattr(module, "dropout", 0.1)  # noqa: B010
     object.__setattr__(run.model.config, "dropout", 0.1)
     run.model.train()
-    run._check_start = lambda *_: None  # type: ignore[method-assign]  # our trainer would refuse
+    run.check_start = lambda *_: None  # type: ignore[method-assign]  # our trainer would refuse
     evaluate = run.evaluate
 
     def in_evaluation_mode() -> dict[str, float]:  # as trainers do that know of the two modes
@@ -170,7 +173,7 @@ def moving_reference(seed: int) -> DPOTrainer:
 def half_precision(seed: int) -> DPOTrainer:
     run = trainer(seed, *pairs(seed), steps=20, eval_every=20)
     run.model.bfloat16()
-    run._check_start = lambda *_: None  # type: ignore[method-assign]  # our trainer would refuse
+    run.check_start = lambda *_: None  # type: ignore[method-assign]  # our trainer would refuse
     return run
 
 
@@ -211,7 +214,7 @@ def visit(name: str, seed: int, **changes: object) -> Visit:
     """
     run = EXHIBITS[name](seed, **changes)
     setup = check_setup(run)
-    return Visit(name, setup, run.train(progress=False, on_log=watch(run, PROMPTS)), run)
+    return Visit(name, setup, run.train(progress=False, callbacks=[watch(run, PROMPTS)]), run)
 
 
 def expected(name: str) -> str:

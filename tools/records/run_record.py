@@ -16,8 +16,8 @@ from benchmarks.machine import provenance
 from dpo_core.course.museum import PROMPTS, pairs, trainer
 from dpo_core.course.records import record_file
 from dpo_core.generate import generate
-from dpo_core.metrics import History
 from dpo_core.pocket.judge import PocketJudge
+from dpo_core.trainer import DPOTrainer
 from dpo_core.watch import watch
 
 RECORD = record_file("run_record")
@@ -41,19 +41,17 @@ def record() -> dict[str, Any]:
     look = watch(run, PROMPTS)  # also measures the KL
     stations: list[dict[str, Any]] = []
 
-    def on_log(history: History) -> None:
-        look(history)
-        row = history.rows[-1]
+    def keep(run: DPOTrainer, step: int, row: dict[str, float]) -> None:
         if "kl/policy_ref" not in row:
             return
         answers = generate(run.model, run.encoding, PROMPTS, max_new_tokens=120, seed=0)
         told: list[dict[str, Any]] = [
             {"text": a.text, "reward": round(judge.score(a.prompt, a.text), 2)} for a in answers
         ]
-        stations.append({"step": int(row["step"]), "answers": told})
+        stations.append({"step": step, "answers": told})
         print(f"step {row['step']:4}  KL {row['kl/policy_ref']:.2f}  {told[0]['text'][:60]!r}", flush=True)
 
-    history = run.train(progress=False, on_log=on_log)
+    history = run.train(progress=False, callbacks=[look, keep])
     rows = [
         {"step": int(row["step"])} | {new: float(f"{row[old]:.4g}") for old, new in KEPT.items() if old in row}
         for row in history.rows

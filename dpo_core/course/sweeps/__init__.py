@@ -88,11 +88,11 @@ def follow(
     reference = copy.deepcopy(trainer.model).eval()
     seen: list[Station] = []
 
-    def on_log(history: History) -> None:
-        if (step := int(history.rows[-1]["step"])) in (0, *stations, trainer.config.steps):
+    def measure(trainer: DPOTrainer, step: int, row: dict[str, float]) -> None:
+        if step in (0, *stations, trainer.config.steps):
             seen.append(_measure(trainer.model, reference, step, prompts) if step else _start(prompts))
 
-    return Run(name, seed, trainer.train(progress=False, on_log=on_log), seen)
+    return Run(name, seed, trainer.train(progress=False, callbacks=[measure]), seen)
 
 
 @lru_cache(maxsize=2)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from dpo_core.course.plots import CARD, COLORS, INK, PANELS, curves
 from dpo_core.metrics import History
+from dpo_core.trainer import DPOTrainer
 
 __all__ = ["Dashboard", "live_view"]
 
@@ -33,8 +34,9 @@ class Dashboard:
         interval: seconds between two pictures.
         clock: seconds from any origin.
 
-    >>> with Dashboard(steps=20) as live:  # trainer.train(progress=False, on_log=live)
-    ...     live(History([{"step": 0, "loss": 0.6931}]))
+    >>> live = Dashboard(steps=20)  # with live: trainer.train(progress=False, callbacks=[live])
+    >>> live.history.rows
+    []
     """
 
     def __init__(
@@ -50,11 +52,11 @@ class Dashboard:
             self.place = display(HTML(live_view(self.history, self.steps)), display_id=True)
         return self
 
-    def __call__(self, history: History) -> None:
+    def __call__(self, trainer: DPOTrainer, step: int, row: dict[str, float]) -> None:
         """Take note of the history, and show it unless it has just been shown."""
-        self.history = history
+        self.history = trainer.history
         if self.clock() >= self.due:
-            self._show(HTML(live_view(history, self.steps)))
+            self._show(HTML(live_view(self.history, self.steps)))
             self.due = self.clock() + self.interval
 
     def __exit__(

@@ -1,0 +1,195 @@
+"""A training's folder, for the trainer: what is written there, what can go on from there, and who may use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dpo_core.checkpoint import (
+    cached,
+    folder_lock,
+    kept_precision,
+    list_checkpoints,
+    load_best,
+    load_checkpoint,
+    read_state,
+    remove_checkpoints,
+    save_checkpoint,
+    save_final,
+    writable_folder,
+    write_json,
+)
+from dpo_core.config import DPOConfig
+from dpo_core.distributed import any_rank, rank, world_size
+from dpo_core.errors import InputError
+from dpo_core.files import reason
+from dpo_core.metrics import History
+from dpo_core.model import GPT
+from dpo_core.refusals import check_folder, check_resumable
+
+__all__ = ["Run"]
+
+
+class Run:
+    """The folder of a training; without a folder nothing is written, and nothing is there to go on from.
+
+    Args:
+        folder: made if it is missing; a finished run there is replaced.
+        start: the model that training begins from, ``model.origin``.
+    Raises:
+        InputError: nothing can be written there, or a model is there.
+
+    >>> run = Run(None, start="pocket")
+    >>> run.asked_precision("auto"), run.save({}, GPT.from_pretrained("pocket"), None, None)
+    ('auto', 'nothing was saved, as the run has no output folder')
+    """
+
+    def __init__(self, folder: str | Path | None, start: str) -> None:
+        self.folder = None if folder is None else writable_folder(folder)
+        if self.folder:
+            check_folder(self.folder, start)
+        self.start, self.saved = start, time.monotonic()
+        self.written = 0  # rows in history.jsonl
+
+    def asked_precision(self, asked: str) -> str:
+        """Hold a run that decided for itself to what it decided then, also on another machine."""
+        kept = kept_precision(self.folder) if self.folder and asked == "auto" else None
+        return kept or asked
+
+    def identify(self, config: DPOConfig, precision: str, key: str) -> None:
+        """Say what the run is, before the first of the methods below.
+
+        Args:
+            config: its settings, resolved.
+            precision: in which is computed.
+            key: of weights and data, ``fingerprint``.
+        """
+        self.config, self.precision, self.key = config, precision, key
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out, inside this context.
+
+        Raises:
+            InputError: another process trains there.
+        """
+        with folder_lock(self.folder):
+            yield
+
+    def cached_reference(self, device: torch.device, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Look the reference's log-probs up in the folder, or compute them and put them there.
+
+        Numbers of another device or another share of the work are rounded otherwise, though the run is the same.
+        """
+        file = self.folder and self.folder / "reference.safetensors"
+        with self.locked():
+            return cached(file, f"{self.key} {device.type} {world_size()}", compute)
+
+    def begin(
+        self, resume: bool | Literal["auto"], fresh: bool, model: GPT, optimizer: torch.optim.AdamW
+    ) -> tuple[dict[str, Any], dict[str, Tensor] | None] | None:
+        """Start in the folder, or put the last checkpoint into model and optimizer.
+
+        Args:
+            resume: go on from the last checkpoint; with "auto" only if there is one.
+            fresh: whether no step was taken yet.
+            model: gets the weights.
+            optimizer: gets the moments.
+        Returns:
+            The state that ``save`` was given and the best weights, if there is patience; nothing at a start.
+        Raises:
+            InputError: there is nothing to resume, or it is of another run, or it would be lost by a start.
+        """
+        checkpoints = list_checkpoints(self.folder) if self.folder else []
+        if resume is True and not checkpoints:
+            where = f"no checkpoint in {self.folder}" if self.folder else "no output folder, and so no checkpoint"
+            raise InputError(f"there is {where} to resume from; start without resume")
+        found = self._load(checkpoints[-1], model, optimizer) if resume and checkpoints else None
+        if not found and fresh and checkpoints:
+            if not read_state(checkpoints[-1]).get("finished"):
+                raise InputError(
+                    f"{self.folder} holds checkpoints of an earlier run that is not finished; resume it, or choose"
+                    " another output folder"
+                )
+            any_rank(False)  # all have looked before the first process clears the folder
+            remove_checkpoints(checkpoints)
+        if self.folder and rank() == 0:
+            record = {"start": self.start, "key": self.key} | self.config.record()
+            write_json(self.folder / "config.json", record)
+        self.saved = time.monotonic()
+        return found
+
+    def _load(
+        self, folder: Path, model: GPT, optimizer: torch.optim.AdamW
+    ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+        state = read_state(folder)
+        check_resumable(folder, state, self.config, self.precision, self.key)
+        best = load_best(folder, model) if self.config.patience else None
+        if self.config.patience and not best:
+            raise InputError(
+                f"{folder} was written without patience (early stopping), or its best.safetensors is lost;"
+                " resume without"
+            )
+        load_checkpoint(folder, model, optimizer, stepped=state["step"] > 0)
+        return state, best
+
+    def write_history(self, history: History) -> None:
+        """Bring ``history.jsonl`` up to date, so that others can look on; where there is no room, with a warning."""
+        if not self.folder or rank():
+            return
+        file, rows = self.folder / "history.jsonl", history.rows
+        whole = file.stat().st_size if self.written and self.written == len(rows) - 1 else 0
+        try:
+            if whole:
+                with file.open("a", encoding="utf-8") as opened:
+                    opened.write(json.dumps(rows[-1]) + "\n")
+            else:
+                history.to_jsonl(file)
+            self.written = len(rows)
+        except OSError as error:
+            self.written = 0  # all rows are written the next time
+            with suppress(OSError):
+                os.truncate(file, whole)
+            warnings.warn(f"{file}: a row cannot be written ({reason(error)}); the training goes on", stacklevel=2)
+
+    def save_due(self, step: int) -> bool:
+        """Tell whether to write a checkpoint after this step."""
+        return self.config.save_due(step, (time.monotonic() - self.saved) / 60)
+
+    def save(
+        self,
+        state: dict[str, Any],
+        model: GPT,
+        optimizer: torch.optim.Optimizer | None,
+        best: dict[str, Tensor] | None,
+    ) -> str:
+        """Write a checkpoint.
+
+        Args:
+            state: step, rows and whatever else JSON can hold.
+            model: as it is now.
+            optimizer: as it is now.
+            best: the weights of the best evaluation so far, if there is patience.
+        Returns:
+            What became of the run, for people.
+        """
+        if self.folder is None or optimizer is None:
+            return "nothing was saved, as the run has no output folder"
+        state = {"key": self.key, "precision": self.precision, "config": self.config.record()} | state
+        folder = save_checkpoint(self.folder, state["step"], model, optimizer, state, best)
+        self.saved = time.monotonic()
+        return f"saved as {folder}, from where train(resume=True) goes on"
+
+    def finish(self, model: GPT, history: History) -> None:
+        """Write the model and the rows."""
+        if self.folder:
+            save_final(self.folder, model, history)

@@ -1,0 +1,18 @@
+"""Trainers of other methods on ``DPOTrainer``'s engine."""
+
+from __future__ import annotations
+
+from dpo_core.losses import Loss, loss_name
+from dpo_core.trainer import DPOTrainer
+from dpo_core.trainers.kto import KTOTrainer
+
+__all__ = ["KTOTrainer", "trainer_for"]
+
+
+def trainer_for(loss: str | Loss) -> type[DPOTrainer]:
+    """Choose the trainer that a loss needs.
+
+    >>> trainer_for("kto").__name__, trainer_for("ipo").__name__
+    ('KTOTrainer', 'DPOTrainer')
+    """
+    return KTOTrainer if loss_name(loss) == "kto" else DPOTrainer

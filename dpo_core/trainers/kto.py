@@ -1,0 +1,193 @@
+"""KTO's trainer: answers judged one by one, or pairs, and a point to measure their rewards from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import tiktoken
+import torch
+from torch import Tensor
+
+from dpo_core.checkpoint import fingerprint
+from dpo_core.data import Audit, EncodedPair, PreferencePair, encode_pair
+from dpo_core.errors import InputError
+from dpo_core.kto import mismatch
+from dpo_core.losses import PairLogps
+from dpo_core.pairs import LabelledAnswer
+from dpo_core.trainer import DPOTrainer
+
+__all__ = ["KTOTrainer", "LabelAudit", "audit_labels", "mismatched_pairs"]
+
+
+class KTOTrainer(DPOTrainer):
+    """Train by KTO (Ethayarajh et al. 2024, arXiv:2402.01306) on labelled answers or on pairs.
+
+    It is ``DPOTrainer`` with the loss ``kto`` and one thing more: in each step the policy is also asked about answers
+    under prompts that are not theirs, which gives ``reference_point``. A labelled answer is a pair of which one side
+    is missing. What is logged of chosen answers averages the desirable ones, of rejected answers the others.
+
+    Args:
+        pairs: ``PreferencePair`` or ``LabelledAnswer``, all of one kind; the other arguments are ``DPOTrainer``'s.
+    Raises:
+        InputError: as ``DPOTrainer``; or one prompt has more than half of the answers.
+
+    >>> from dpo_core.config import DPOConfig
+    >>> from dpo_core.model import GPT
+    >>> from dpo_core.tokenizer import load_tokenizer
+    >>> answers = [LabelledAnswer("Why?", "Because it is.", True), LabelledAnswer("Who?", "No.", False)]
+    >>> config = DPOConfig(loss="kto", steps=1, val_share=0)
+    >>> trainer = KTOTrainer(GPT.from_pretrained("pocket"), load_tokenizer("pocket"), answers, config)
+    >>> round(trainer.train(progress=False).rows[0]["loss"], 4)  # s(0), as nothing has moved
+    0.5
+    """
+
+    def encode(self, pairs: Sequence[PreferencePair | LabelledAnswer]) -> Audit:
+        """Encode pairs or labelled answers, and weed out."""
+        labelled = [answer for answer in pairs if isinstance(answer, LabelledAnswer)]
+        if labelled and len(labelled) < len(pairs):
+            raise InputError("pairs and labelled answers are mixed; give one kind, or label each answer of the pairs")
+        return audit_labels(labelled, self.encoding, self.max_length) if labelled else super().encode(pairs)
+
+    def example(self) -> PairLogps:
+        """Make log-probs of one pair, to try the loss on."""
+        return replace(super().example(), mismatched=torch.zeros(1, device=self.model.device))
+
+    @cached_property
+    def mismatched(self) -> dict[str, list[EncodedPair]]:
+        """The training and validation pairs under prompts that are not theirs."""
+        sets = {"training": self.training, "validation": self.validation}
+        return {name: mismatched_pairs(name, encoded, self.max_length) for name, encoded in sets.items()}
+
+    def key(self) -> str:
+        """Name weights, data and settings: what was computed from others is stale."""
+        settings = (self.precision.name, self.config.batch_size, self.config.reference, *self.mismatched)
+        return fingerprint(self.model, [self.training, self.validation, *self.mismatched.values()], settings)
+
+    def scored_sets(self) -> dict[str, Sequence[EncodedPair]]:
+        """Name the pairs whose log-probs under the reference are computed once."""
+        return super().scored_sets() | {f"mismatched {name}": pairs for name, pairs in self.mismatched.items()}
+
+    def drift(self, name: str, indices: Sequence[int]) -> Tensor:
+        """Measure how far the policy has moved on answers under prompts that are not theirs.
+
+        Args:
+            name: of the set.
+            indices: of its pairs.
+        Returns:
+            (M,) log-ratios in nats, on the CPU.
+        """
+        pairs = [self.mismatched[name][i] for i in indices]
+        moved = self.score(pairs) - self.reference[f"mismatched {name}"][[*indices]]
+        there = torch.tensor([[bool(e.chosen), bool(e.rejected)] for e in pairs], device="cpu")
+        return moved[there]
+
+    def passes(self, indices: Sequence[int]) -> Iterator[list[int]]:
+        """Measure the drift on all of the step's pairs, then divide them as ``DPOTrainer`` does."""
+        self.moved = self.drift("training", indices).to(self.model.device)
+        return super().passes(indices)
+
+    def logps(self, group: list[int]) -> PairLogps:
+        """Add the drift to the log-probs of training pairs."""
+        return replace(super().logps(group), mismatched=self.moved)
+
+    def validation_logps(self) -> PairLogps:
+        """Add the drift to the log-probs of validation pairs."""
+        drift = self.drift("validation", range(len(self.validation)))
+        return replace(super().validation_logps(), mismatched=drift)
+
+    def averaged(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Choose the pairs that have the answer of which a metric tells."""
+        wanted, unwanted = metrics["length/chosen"] > 0, metrics["length/rejected"] > 0
+        every = torch.ones_like(wanted)
+
+        def of(name: str) -> Tensor:
+            if name == "loss":
+                return every
+            return wanted if "chosen" in name else unwanted if "rejected" in name else wanted & unwanted
+
+        return {name: values[of(name)] for name, values in metrics.items()}
+
+
+def mismatched_pairs(name: str, encoded: Sequence[EncodedPair], max_length: int) -> list[EncodedPair]:
+    """Exchange the prompts of pairs; of one for which there is no room the beginning is left out.
+
+    Args:
+        name: of the set, for the message.
+        encoded: pairs.
+        max_length: tokens that prompt and one answer may have together.
+    Raises:
+        InputError: as ``mismatch``.
+    """
+    try:
+        lenders = mismatch([e.pair.prompt for e in encoded])
+    except InputError as error:
+        raise InputError(f"{name} pairs: {error}; give more prompts, or another val_share") from error
+    rooms = [max(1, max_length - max(len(e.chosen), len(e.rejected))) for e in encoded]
+    return [replace(e, prompt=encoded[j].prompt[-room:]) for e, j, room in zip(encoded, lenders, rooms)]
+
+
+@dataclass(frozen=True)
+class LabelAudit(Audit):
+    """What ``audit_labels`` found."""
+
+    def report(self) -> str:
+        """Put the findings in lines for people."""
+        wanted = [len(e.chosen) for e in self.kept if e.chosen]
+        unwanted = [len(e.rejected) for e in self.kept if e.rejected]
+        means = [f"{sum(n) / len(n):.1f} tokens" if n else "none" for n in (wanted, unwanted)]
+        return "\n".join(
+            [
+                f"{len(self.kept)} answers kept, {len(self.dropped)} dropped",
+                *self.findings(),
+                f"desirable: {len(wanted)}, on average {means[0]}; undesirable: {len(unwanted)}, {means[1]}",
+            ]
+        )
+
+
+def audit_labels(answers: Sequence[LabelledAnswer], encoding: tiktoken.Encoding, max_length: int) -> LabelAudit:
+    """Encode labelled answers, shorten long ones, and drop those from which nothing can be learned.
+
+    Args:
+        answers: as of ``load_labels``.
+        encoding: as of ``load_tokenizer``.
+        max_length: tokens that prompt and answer may have together; one cut there has no end-of-text token.
+    Returns:
+        The kept ones as pairs of which one side is missing, and what was dropped or noted.
+    Raises:
+        InputError: nothing is left.
+
+    >>> from dpo_core.tokenizer import load_tokenizer
+    >>> answers = [LabelledAnswer("Why?", "Because.", True), LabelledAnswer("Why?", "", False)]
+    >>> print(audit_labels(answers, load_tokenizer("pocket"), max_length=64).report())
+    1 answers kept, 1 dropped
+    dropped: 1 x the answer is empty (answer 2)
+    desirable: 1, on average 5.0 tokens; undesirable: 0, none
+    """
+    kept, dropped, noted = [], [], []
+    for number, answer in enumerate(answers, start=1):
+        text = answer.completion
+        place = PreferencePair(
+            answer.prompt, text * answer.label, text * (not answer.label), answer.source or f"answer {number}"
+        )
+        encoded = encode_pair(encoding, PreferencePair(answer.prompt, text, text))
+        room = max_length - len(encoded.prompt)
+        reasons = {
+            "the prompt is empty": not encoded.prompt,
+            "the answer is empty": len(encoded.chosen) < 2,  # the end of text alone
+            f"the prompt leaves no room for the answer in {max_length} tokens": room < 2,
+        }
+        if found := next((reason for reason, holds in reasons.items() if holds), None):
+            dropped.append((place, found))
+            continue
+        ids = encoded.chosen[:room]
+        sides = (ids, []) if answer.label else ([], ids)
+        kept.append(EncodedPair(encoded.prompt, *sides, place, encoded.merged))
+        if len(ids) < len(encoded.chosen):
+            noted.append((place, f"the answer was cut at {max_length} tokens"))
+    audit = LabelAudit(kept, dropped, noted)
+    if not kept:
+        found = "\n".join(audit.findings()) or "no answers were given"
+        raise InputError(f"no labelled answer is left to train on:\n{found}\ngive others or a larger max_length")
+    return audit
