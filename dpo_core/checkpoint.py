@@ -240,10 +240,9 @@ def _sums(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     sums, counts = found.get("sums"), found.get("counts", found.get("count"))
     if isinstance(counts, int) and isinstance(sums, dict):
         counts = dict.fromkeys(sums, counts)
-    known = len(found) == 2 and isinstance(sums, dict) and isinstance(counts, dict)
-    if not known or sums.keys() != counts.keys():
-        raise InputError("trainer.json has other sums than ours")
-    return {"sums": sums, "counts": counts}
+    if isinstance(sums, dict) and isinstance(counts, dict) and len(found) == 2 and sums.keys() == counts.keys():
+        return {"sums": sums, "counts": counts}
+    raise InputError("trainer.json has other sums than ours")
 
 
 def kept_precision(run: Path) -> str | None:

@@ -12,7 +12,8 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -81,9 +82,19 @@ def process_group() -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """Print an error, with the number of the process if there are several on this machine."""
-    where = f" in process {os.environ['RANK']}" if launched() and os.environ["LOCAL_RANK"] != "0" else ""
-    print(f"error{where}: {message}", file=sys.stderr)
+    """Print an error; of several processes that fail alike, the first one that comes here does."""
+    if launched() and not _first_to_say(message):
+        return
+    print(f"error: {message}", file=sys.stderr)
+
+
+def _first_to_say(message: str) -> bool:
+    """Ask the store that ``torchrun`` keeps for its processes; without an answer, better twice than never."""
+    with suppress(RuntimeError, KeyError):
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))  # type: ignore[attr-defined]
+        return store.add(f"said {message}", 1) == 1
+    return True
 
 
 def any_rank(flag: bool) -> bool:

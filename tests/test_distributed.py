@@ -254,7 +254,7 @@ def test_what_all_processes_meet_is_said_once(here):
     status, out, errors = torchrun(here, *TRAIN, "--batch-size", 1, "--output", "few")
     assert status != 0 and out == ""
     assert [line for line in errors.splitlines() if line.startswith("error")] == [
-        "error: 2 processes for the 1 pairs of a step (batch_size x grad_accum); start fewer processes, or raise"
+        "error: 2 processes for the 1 pairs of a step (--batch-size x --grad-accum); start fewer processes, or raise"
         " --batch-size"
     ]
 

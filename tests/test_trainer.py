@@ -547,9 +547,7 @@ def test_a_run_is_resumed_in_the_precision_it_was_computed_in(make, checkpointed
 
 @pytest.mark.parametrize("folder", [True, False])
 def test_nothing_to_resume_is_an_error(make, tmp_path, folder):
-    with pytest.raises(
-        InputError, match=r"no checkpoint.* to resume from"
-    ):
+    with pytest.raises(InputError, match=r"no checkpoint.* to resume from"):
         make(tmp_path if folder else None).train(progress=False, resume=True)
 
 
