@@ -234,10 +234,10 @@ class PreferenceBatch:
     segments: Tensor  # (B, T) 0 prompt, 1 chosen, 2 rejected, -1 padding
     chosen_lengths: Tensor  # (B,) tokens
     rejected_lengths: Tensor  # (B,)
-    kept: Tensor  # (M,) where in B*T there is a token and not padding
-    source: Tensor  # (N,) which of the M tokens predicts; the prompt's last does so for both answers
-    target: Tensor  # (N,) the token id to be predicted
-    place: Tensor  # (N,) where in 2B*T its log-prob goes: chosen answers in the first B rows, rejected in the last
+    unpadded: Tensor  # (M,) where in B*T there is a token and not padding
+    predicts: Tensor  # (N,) which of the M tokens predicts; the prompt's last does so for both answers
+    targets: Tensor  # (N,) the token id to be predicted
+    scatter_to: Tensor  # (N,) where in 2B*T its log-prob goes: chosen answers in the first B rows, rejected in the last
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -264,33 +264,34 @@ def collate(encoded: Sequence[EncodedPair]) -> PreferenceBatch:
     >>> batch = collate([EncodedPair([5, 6], [7, 9], [8, 9], PreferencePair("", "", ""))])
     >>> batch.ids.tolist(), batch.positions.tolist()
     ([[5, 6, 7, 9, 8, 9]], [[0, 1, 2, 3, 2, 3]])
-    >>> list(zip(batch.source.tolist(), batch.target.tolist()))
+    >>> list(zip(batch.predicts.tolist(), batch.targets.tolist()))
     [(1, 7), (2, 9), (1, 8), (4, 9)]
     """
     B, T = len(encoded), max(map(len, encoded))
-    numbers = partial(torch.tensor, device="cpu")  # whatever torch's default device is
+    numbers = partial(torch.tensor, dtype=torch.long, device="cpu")  # whatever torch's default device is
     ids, positions, segments = (torch.full((B, T), fill, device="cpu") for fill in (0, 0, -1))
-    kept: list[int] = []
-    source, target, place = [], [], []
+    unpadded: list[int] = []
+    predicts, targets, scatter_to = [], [], []
     for row, e in enumerate(encoded):
         p, c, r = len(e.prompt), len(e.chosen), len(e.rejected)
         ids[row, : p + c + r] = numbers(e.prompt + e.chosen + e.rejected)
         positions[row, : p + c + r] = numbers([*range(p + c), *range(p, p + r)])
         segments[row, : p + c + r] = numbers([0] * p + [1] * c + [2] * r)
-        source += [len(kept) + t for t in (*range(p - 1, p + c - 1), *[p - 1] * bool(r), *range(p + c, p + c + r - 1))]
-        kept += range(row * T, row * T + p + c + r)
-        target += e.chosen + e.rejected
-        place += [row * T + t for t in range(p, p + c)] + [(B + row) * T + t for t in range(p + c, p + c + r)]
+        before_chosen, before_rejected = [*range(p - 1, p + c)][:c], [p - 1, *range(p + c, p + c + r)][:r]
+        predicts += [len(unpadded) + t for t in before_chosen + before_rejected]
+        unpadded += range(row * T, row * T + p + c + r)
+        targets += e.chosen + e.rejected
+        scatter_to += [row * T + t for t in range(p, p + c)] + [(B + row) * T + t for t in range(p + c, p + c + r)]
     return PreferenceBatch(
         ids=ids,
         positions=positions,
         segments=segments,
         chosen_lengths=numbers([len(e.chosen) for e in encoded]),
         rejected_lengths=numbers([len(e.rejected) for e in encoded]),
-        kept=numbers(kept),
-        source=numbers(source),
-        target=numbers(target),
-        place=numbers(place),
+        unpadded=numbers(unpadded),
+        predicts=numbers(predicts),
+        targets=numbers(targets),
+        scatter_to=numbers(scatter_to),
     )
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -23,11 +23,12 @@ from torch import Tensor
 from dpo_core.errors import InputError
 from dpo_core.files import atomic_write, read_tensors, tensor_layout
 from dpo_core.hf_layout import PUBLISHED, check_layout, checkpoint_files, described, from_hf, read_config, to_hf
+from dpo_core.kernels.attention import Attend, attention_bias, scaled_dot_product_attention
 from dpo_core.precision import compute_dtype
 
 __all__ = ["GPT", "GPTConfig", "KVCache", "PUBLISHED"]
 
-KVCache = list[tuple[Tensor, Tensor]]  # one (keys, values) per layer, each (B, H, T, C/H)
+KVCache = list[tuple[Tensor, Tensor]]  # one (keys, values) per layer, each (B, T, H, C/H)
 
 
 @dataclass(frozen=True)
@@ -57,61 +58,54 @@ class GPTConfig:
             raise InputError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
 
 
-def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a mask into what is added to the scores, once for all layers.
-
-    Left to ``scaled_dot_product_attention``, each layer would make its own and keep it for the backward pass. Rows
-    begin at multiples of 8 numbers, without which its CUDA kernel would copy the bias.
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, bias: Tensor | None = None) -> Tensor:
+    """Mix values by the softmax of queries times keys, in each head.
 
     Args:
-        mask: (..., T, S) bool, True where attention is allowed.
-        dtype: of the scores.
+        q: (B, T, H, C/H) queries.
+        k: (B, S, H, C/H) keys.
+        v: (B, S, H, C/H) values.
+        dropout: share of the attention weights to drop.
+        bias: added to the scores, broadcastable to (B, H, T, S), -inf where attention is not allowed; without one, a
+            query sees the keys up to its own position.
     Returns:
-        (..., T, S) 0 where attention is allowed, else -inf.
+        (B, T, H, C/H).
 
-    >>> attention_bias(torch.tensor([[True, False]]), torch.float32)
-    tensor([[0., -inf]])
-    """
-    S = mask.shape[-1]
-    rows = torch.zeros(*mask.shape[:-1], -(-S // 8) * 8, dtype=dtype, device=mask.device)
-    return rows[..., :S].masked_fill_(~mask, -torch.inf)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-    """Values mixed by the softmax of query times key.
-
-    Args:
-        q: (B, H, T, C/H).
-        k: (B, H, S, C/H), as v.
-        v: what is mixed.
-        bias: of ``attention_bias``, broadcastable to (B, H, T, S); causal if not given.
-        dropout: share of the attention weights that is dropped.
-    Returns:
-        (B, H, T, C/H).
-
-    >>> q = torch.zeros(1, 1, 2, 4)
-    >>> attend(q, q, torch.tensor([[[[0.0], [1.0]]]]), None, dropout=0.0).flatten()  # the second sees both
+    >>> q, v = torch.zeros(1, 2, 1, 4), torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)
+    >>> attention(q, q, v, dropout=0.0).flatten()  # the second query sees both keys
     tensor([0.0000, 0.5000])
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # where torch's kernel takes several times as long
-        with torch.autocast("cpu", enabled=False):
-            return _attend_in_products(q, k, v, bias, dropout)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, dropout_p=dropout)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, C/H)
+    return scaled_dot_product_attention(q, k, v, bias, dropout).transpose(1, 2)
 
 
-def _attend_in_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-    B, H, T, D = q.shape
-    S = k.shape[2]
-    if bias is None:
-        bias = attention_bias(torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T), q.dtype)
-    bias = bias.expand(B, H, T, S)
-    flat_q, flat_k, flat_v = (x.reshape(B * H, -1, D) for x in (q, k, v))
-    scores = torch.baddbmm(bias.reshape(B * H, T, S), flat_q, flat_k.mT, alpha=D**-0.5)
-    return (F.dropout(scores.softmax(-1), dropout) @ flat_v).view(B, H, T, D)
+def with_cache(attend: Attend, cache: KVCache, layer: int) -> Attend:
+    """Let queries see the keys of earlier calls, too.
+
+    Args:
+        attend: mixes the values.
+        cache: keys and values so far; gets the new ones.
+        layer: whose they are.
+    Returns:
+        A function that is called as ``attend`` is.
+
+    >>> q, cache = torch.zeros(1, 1, 1, 4), []
+    >>> mixed = [with_cache(partial(attention, bias=torch.zeros(())), cache, 0)(q, q, q + i, 0.0) for i in range(3)]
+    >>> mixed[-1].flatten()  # the mean of 0, 1 and 2
+    tensor([1., 1., 1., 1.])
+    """
+
+    def attend_to_all(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        if layer < len(cache):
+            k, v = (torch.cat([earlier, new], dim=1) for earlier, new in zip(cache[layer], (k, v)))
+        cache[layer : layer + 1] = [(k, v)]
+        return attend(q, k, v, dropout)
+
+    return attend_to_all
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; causal unless a bias says otherwise."""
+    """Multi-head self-attention; what sees what is up to ``attend``."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -120,32 +114,10 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(
-        self, x: Tensor, bias: Tensor | None, past: tuple[Tensor, Tensor] | None, kept: Tensor | None
-    ) -> tuple[Tensor, Any]:
-        C, dropout = x.shape[-1], self.dropout if self.training else 0.0
-        qkv = self.c_attn(x)  # (B, T, 3C), or (N, 3C) if padding is left out
-        if kept is not None and bias is not None and x.device.type == "cpu":  # row by row, each as long as it is
-            lengths = torch.bincount(kept // bias.shape[-1], minlength=len(bias)).tolist()
-            rows = [
-                attend(*self._heads(row[None]), only[:, :, :T, :T], dropout).transpose(1, 2).reshape(T, C)
-                for row, only, T in zip(qkv.split(lengths), bias.split(1), lengths)
-            ]
-            return F.dropout(self.c_proj(torch.cat(rows)), self.dropout, self.training), None
-        if kept is not None and bias is not None:  # only here do rows matter: put the tokens back into them
-            B, T = bias.shape[0], bias.shape[-1]
-            qkv = qkv.new_zeros(B * T, 3 * C).index_copy(0, kept, qkv).view(B, T, 3 * C)
-        q, k, v = self._heads(qkv)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        y = attend(q, k, v, bias, dropout).transpose(1, 2).flatten(2)  # (B, T, C)
-        y = y if kept is None else y.flatten(0, 1)[kept]
-        return F.dropout(self.c_proj(y), self.dropout, self.training), (k, v)
-
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, 3C) to queries, keys and values of (B, H, T, C/H)."""
-        q, k, v = (part.unflatten(2, (self.n_head, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=2))
-        return q, k, v
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).unbind(-3)  # (B, T, H, C/H) each
+        y = attend(q, k, v, self.dropout if self.training else 0.0)
+        return F.dropout(self.c_proj(y.flatten(-2)), self.dropout, self.training)  # (B, T, C)
 
 
 class MLP(nn.Module):
@@ -171,12 +143,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, bias: Tensor | None, past: tuple[Tensor, Tensor] | None, kept: Tensor | None
-    ) -> tuple[Tensor, Any]:
-        attended, present = self.attn(self.ln_1(x), bias, past, kept)
-        x = x + attended
-        return x + self.mlp(self.ln_2(x)), present
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        x = x + self.attn(self.ln_1(x), attend)
+        return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):
@@ -225,23 +194,23 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
-        kept: Tensor | None = None,
+        attend: Attend | None = None,
     ) -> Tensor:
-        """The states under the head, so that a caller can ask for logits only where they count.
+        """Compute the states under the head, so that a caller can ask for logits only where they count.
 
         Args:
             ids: (B, T) token ids.
             positions: (B, T) positions; counted on from the cache, or from 0, if not given.
             mask: bool, broadcastable to (B, H, T, T_past + T), True where attention is allowed; causal if not given.
             cache: keys and values of earlier positions, extended in place; an empty list starts one.
-            kept: (N,) where in B*T there is a token and not padding, which then costs nothing; needs positions of
-                (B, T) and a mask of (B, 1, T, T).
+            attend: another way to mix values, for which the mask is not looked at; ``kernels.attention`` has one for
+                ids and positions of (M,) without padding, and then the states are of (M, C).
         Returns:
-            (B, T, C) states, or (N, C) of the kept ones; ``model.logits`` turns them into logits.
+            (B, T, C) states; ``model.logits`` turns them into logits.
         Raises:
             InputError: a sequence is longer than the model has positions; only looked at where positions are not given.
         """
-        past_length = cache[0][0].shape[2] if cache else 0
+        past_length = cache[0][0].shape[1] if cache else 0
         if positions is None:
             if past_length + ids.shape[1] > self.config.n_positions:
                 raise InputError(
@@ -252,14 +221,12 @@ class GPT(nn.Module):
         if mask is None and past_length:
             steps = torch.arange(past_length + ids.shape[1], device=ids.device)
             mask = steps <= steps[past_length:, None]  # (T, T_past + T)
-        bias = None if mask is None else attention_bias(mask, compute_dtype(self.wte.weight))
-        if kept is not None:
-            ids, positions = ids.flatten()[kept], positions.flatten()[kept]  # (N,)
-        x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)  # (B, T, C) or (N, C)
-        for i, block in enumerate(self.h):
-            x, present = block(x, bias, cache[i] if cache and i < len(cache) else None, kept)
-            if cache is not None:
-                cache[i : i + 1] = [present]
+        if attend is None:
+            bias = None if mask is None else attention_bias(mask, compute_dtype(self.wte.weight))
+            attend = partial(attention, bias=bias)
+        x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)  # (B, T, C)
+        for layer, block in enumerate(self.h):
+            x = block(x, attend if cache is None else with_cache(attend, cache, layer))
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

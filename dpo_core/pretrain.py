@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dpo_core.device import FUSED_ADAMW
 from dpo_core.errors import InputError
-from dpo_core.logprobs import head_logps
+from dpo_core.kernels.head import head_logps
 from dpo_core.lora import adapters
 from dpo_core.model import GPT
 from dpo_core.muon import Muon

@@ -350,10 +350,10 @@ def test_batch_by_hand():
     assert batch.ids.tolist() == [[5, 6, 7, 9, 8, 9], [5, 9, 4, 4, 9, 0]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 2, 3], [0, 1, 1, 2, 3, 0]]
     assert batch.segments.tolist() == [[0, 0, 1, 1, 2, 2], [0, 1, 2, 2, 2, -1]]
-    assert batch.kept.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
-    assert batch.source.tolist() == [1, 2, 1, 4, 6, 6, 8, 9]
-    assert batch.target.tolist() == [7, 9, 8, 9, 9, 4, 4, 9]
-    assert batch.place.tolist() == [2, 3, 12 + 4, 12 + 5, 6 + 1, 18 + 2, 18 + 3, 18 + 4]
+    assert batch.unpadded.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert batch.predicts.tolist() == [1, 2, 1, 4, 6, 6, 8, 9]
+    assert batch.targets.tolist() == [7, 9, 8, 9, 9, 4, 4, 9]
+    assert batch.scatter_to.tolist() == [2, 3, 12 + 4, 12 + 5, 6 + 1, 18 + 2, 18 + 3, 18 + 4]
     assert (batch.chosen_lengths.tolist(), batch.rejected_lengths.tolist()) == ([2, 1], [2, 3])
     assert len(batch) == 2
     assert batch.mask().shape == (2, 1, 6, 6)
@@ -365,6 +365,20 @@ def test_batch_by_hand():
         [1, 0, 1, 1, 1, 0],
         [1, 0, 0, 0, 0, 1],  # padding: itself too, so that its softmax is finite
     ]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        ([7, 8, 9], [], [(1, 7, 2), (2, 8, 3), (3, 9, 4)]),
+        ([], [7, 8, 9], [(1, 7, 5 + 2), (2, 8, 5 + 3), (3, 9, 5 + 4)]),
+    ],
+)
+def test_an_answer_may_be_empty(chosen, rejected, expected):
+    batch = collate([EncodedPair([5, 6], chosen, rejected, pair())])
+    assert list(zip(*(x.tolist() for x in (batch.predicts, batch.targets, batch.scatter_to)))) == expected
+    assert (batch.chosen_lengths.item(), batch.rejected_lengths.item()) == (len(chosen), len(rejected))
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_batch_moves_as_a_whole():

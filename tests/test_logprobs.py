@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -114,6 +116,19 @@ def test_padding_and_order_change_nothing(tiny_model):
     longest = EncodedPair([1] * 30, [2] * 30, [3] * 30, PreferencePair("", "", ""))
     padded = torch.stack(pair_logps(tiny_model, collate([*reversed(encoded), longest])), dim=1)
     torch.testing.assert_close(padded[:-1].flip(0), alone, **CLOSE)
+
+
+def test_an_empty_answer_has_a_log_prob_of_zero_and_leaves_the_other_as_it_is(tiny_model):
+    encoded = random_pairs()
+    expected = torch.stack(pair_logps(tiny_model, collate(encoded)))
+    for i, e in enumerate(encoded):
+        encoded[i] = replace(e, **{"chosen" if i % 2 else "rejected": []})
+        expected[0 if i % 2 else 1, i] = 0.0
+    found = torch.stack(pair_logps(tiny_model, collate(encoded)))
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert ((found == 0) == (expected == 0)).all() and (found == 0).sum() == len(encoded)
+    nothing = collate([replace(encoded[0], chosen=[], rejected=[])])
+    assert torch.stack(pair_logps(tiny_model, nothing)).tolist() == [[0.0], [0.0]]
 
 
 def test_the_padding_token_does_not_matter(tiny_model):

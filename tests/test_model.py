@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import dpo_core.model
 from dpo_core.errors import InputError
-from dpo_core.model import GPT, PUBLISHED, GPTConfig, attend, attention_bias
+from dpo_core.kernels.attention import attention_bias, without_padding
+from dpo_core.model import GPT, PUBLISHED, GPTConfig, attention
 from dpo_core.precision import DTYPES, autocast
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -406,7 +407,7 @@ def test_a_cache_changes_nothing(steps):
     model, ids, cache = small_gpt(), random_ids(2, 24), []
     parts = [model.hidden(part, cache=cache) for part in ids.split(steps, dim=1)]
     torch.testing.assert_close(model.logits(torch.cat(parts, dim=1)), model(ids), atol=1e-5, rtol=0)
-    assert len(cache) == 3 and cache[0][0].shape == (2, 4, 24, 8)
+    assert len(cache) == 3 and cache[0][0].shape == (2, 24, 4, 8)
 
 
 @torch.no_grad()
@@ -450,10 +451,10 @@ def test_the_initialisation_is_gpt2s():
 
 
 def attended(mask, dtype, heads=3, width=9, size=8):
-    """Values and gradients of ``attend`` on the same random numbers."""
+    """Values and gradients of ``attention`` on the same random numbers."""
     generator = torch.Generator().manual_seed(0)
-    parts = [torch.randn(2, heads, width, size, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
-    mixed = attend(*parts, mask if mask is None else attention_bias(mask, dtype), dropout=0.0)
+    parts = [torch.randn(2, width, heads, size, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+    mixed = attention(*parts, 0.0, mask if mask is None else attention_bias(mask, dtype))
     mixed.float().pow(2).sum().backward()
     return [mixed, *(part.grad for part in parts)]
 
@@ -479,13 +480,12 @@ def test_rows_of_the_bias_begin_at_multiples_of_eight_numbers(width):
 def test_all_layers_share_one_bias_of_the_dtype_they_compute_in(precision, monkeypatch):
     """A mask would be turned into one in each layer, and kept there for the backward pass."""
     seen = []
-    real = dpo_core.model.attend
 
-    def noted(q, k, v, bias, dropout):
+    def noted(q, k, v, dropout, bias):
         seen.append((bias.untyped_storage().data_ptr(), bias.dtype, q.dtype))
-        return real(q, k, v, bias, dropout)
+        return attention(q, k, v, dropout, bias)
 
-    monkeypatch.setattr(dpo_core.model, "attend", noted)
+    monkeypatch.setattr(dpo_core.model, "attention", noted)
     model, ids = small_gpt(), random_ids(2, 9)
     with autocast(torch.device("cpu"), precision):
         model(ids, mask=torch.ones(9, 9, dtype=torch.bool).tril())
@@ -500,5 +500,6 @@ def test_padding_left_out_changes_nothing(tiny_model):
     mask = torch.ones(12, 12, dtype=torch.bool).tril().expand(3, 1, 12, 12)
     positions = torch.arange(12).expand(3, 12)
     whole = tiny_model.hidden(ids, positions, mask)[tokens]
-    packed = tiny_model.hidden(ids, positions, mask, kept=tokens.flatten().nonzero().flatten())
+    attend = without_padding(mask, tokens.flatten().nonzero().flatten(), torch.float32)
+    packed = tiny_model.hidden(ids[tokens], positions[tokens], attend=attend)
     torch.testing.assert_close(packed, whole, rtol=1e-5, atol=1e-5)
