@@ -31,13 +31,14 @@ import torch
 import torch.nn.functional as F
 from machine import in_process, provenance
 
+from dpo_core.config import DPOConfig
 from dpo_core.data import EncodedPair, audit_pairs
-from dpo_core.device import best_device
+from dpo_core.formats.pairs import PreferencePair, load_pairs
+from dpo_core.kernels.device import best_device
+from dpo_core.kernels.precision import choose
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.pairs import PreferencePair, load_pairs
-from dpo_core.precision import choose
 from dpo_core.tokenizer import load_tokenizer
-from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.trainer import DPOTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {  # GPT-2's sizes, and a small one to try this script with

@@ -22,14 +22,14 @@ from tempfile import TemporaryDirectory
 import kills
 from machine import provenance
 
-from dpo_core.checkpoint import list_checkpoints
 from dpo_core.course.labeling import LabelSession
 from dpo_core.course.verdicts import Comparison
 from dpo_core.data import audit_pairs
 from dpo_core.errors import InputError
+from dpo_core.formats.pairs import load_pairs
+from dpo_core.lm.sft import load_examples
 from dpo_core.model import GPT
-from dpo_core.pairs import load_pairs
-from dpo_core.sft import load_examples
+from dpo_core.runs.checkpoint import list_checkpoints
 from dpo_core.tokenizer import load_tokenizer, read_encoding
 
 RESULTS = Path(__file__).with_name("results") / "fuzz.json"

@@ -30,13 +30,14 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from tiny import byte_encoding
 
-from dpo_core.checkpoint import list_checkpoints, read_state
+from dpo_core.config import DPOConfig
 from dpo_core.course.labeling import LabelSession
 from dpo_core.course.verdicts import VERDICTS, Comparison
-from dpo_core.lora import LoRAConfig, add_lora
+from dpo_core.formats.pairs import PreferencePair
+from dpo_core.methods.lora import LoRAConfig, add_lora
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.pairs import PreferencePair
-from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.runs.checkpoint import list_checkpoints, read_state
+from dpo_core.trainer import DPOTrainer
 
 # Not forks of this process: where torch sees an accelerator, they could not train once this process has.
 PROCESSES = multiprocessing.get_context("forkserver")

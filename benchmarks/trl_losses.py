@@ -27,8 +27,9 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from dpo_core.course.records import record_file
-from dpo_core.kto import kto_loss, reference_point
-from dpo_core.losses import LOSSES, PairLogps, PairLoss
+from dpo_core.losses import PairLogps, PairLoss
+from dpo_core.methods.family import LOSSES
+from dpo_core.methods.kto import kto_loss, reference_point
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = 3  # tokens of every prompt

@@ -9,17 +9,26 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from dpo_core.distributed import PARALLEL
 from dpo_core.errors import InputError
-from dpo_core.lora import adapters
-from dpo_core.losses import LOSSES, Loss, choose_loss, loss_name, own_settings
+from dpo_core.formats.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Kind, check, one_of, setting
+from dpo_core.kernels.precision import PRECISIONS
+from dpo_core.losses import Loss
+from dpo_core.methods.family import LOSSES, choose_loss, loss_name, own_settings
+from dpo_core.methods.lora import adapters
 from dpo_core.model import GPT
-from dpo_core.precision import PRECISIONS
-from dpo_core.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Kind, check, one_of, setting
 
-__all__ = ["REFERENCES", "SCHEDULES", "WRONG_LABELS", "DPOConfig", "default_learning_rate", "recorded_settings"]
+__all__ = [
+    "PARALLEL",
+    "REFERENCES",
+    "SCHEDULES",
+    "WRONG_LABELS",
+    "DPOConfig",
+    "default_learning_rate",
+    "recorded_settings",
+]
 
 REFERENCES = ("cached", "live", "adapter_off")
+PARALLEL = ("ddp", "fsdp")
 SCHEDULES = ("constant", "linear", "cosine")
 STEPS = 200  # if neither steps nor epochs are given
 WRONG_LABELS = ("cdpo", "robust")  # the losses that have to be told how many labels are wrong

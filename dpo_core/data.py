@@ -19,22 +19,19 @@ import torch
 from torch import Tensor
 
 from dpo_core.errors import InputError
-from dpo_core.pairs import PreferencePair, load_pairs, save_pairs, shared_length
+from dpo_core.formats.pairs import PreferencePair, shared_length
 from dpo_core.tokenizer import END_OF_TEXT, boundary
 
 __all__ = [
     "Audit",
     "EncodedPair",
     "PreferenceBatch",
-    "PreferencePair",
     "audit_pairs",
     "batches",
     "by_length",
     "collate",
     "encode_pair",
-    "load_pairs",
     "same_prompt",
-    "save_pairs",
     "split_by_prompt",
 ]
 

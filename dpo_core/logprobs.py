@@ -18,8 +18,8 @@ from tqdm import tqdm
 from dpo_core.data import EncodedPair, PreferenceBatch, by_length, collate
 from dpo_core.kernels.attention import without_padding
 from dpo_core.kernels.head import head_logps
+from dpo_core.kernels.precision import compute_dtype
 from dpo_core.model import GPT
-from dpo_core.precision import compute_dtype
 
 __all__ = ["pair_logps", "reference_logps", "sequence_logps", "token_logps"]
 
@@ -69,7 +69,8 @@ def pair_logps(model: GPT | nn.Module, batch: PreferenceBatch, chunk: int | None
     Returns:
         (B,) of the chosen and (B,) of the rejected answers, nats.
 
-    >>> from dpo_core.data import EncodedPair, PreferencePair
+    >>> from dpo_core.data import EncodedPair
+    >>> from dpo_core.formats.pairs import PreferencePair
     >>> from dpo_core.model import GPTConfig
     >>> model = GPT(GPTConfig(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))
     >>> batch = collate([EncodedPair([1, 2], [3, 10], [3, 10], PreferencePair("", "", ""))])
@@ -104,7 +105,7 @@ def reference_logps(
     Returns:
         (len(encoded), 2) nats on the CPU, chosen and rejected, in the order of ``encoded``.
 
-    >>> from dpo_core.data import PreferencePair
+    >>> from dpo_core.formats.pairs import PreferencePair
     >>> from dpo_core.model import GPTConfig
     >>> model = GPT(GPTConfig(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))
     >>> reference_logps(model, [EncodedPair([1, 2], [3, 10], [4, 10], PreferencePair("", "", ""))]).shape

@@ -27,7 +27,8 @@ def preference_metrics(logps: PairLogps, out: PairLoss) -> dict[str, Tensor]:
     Returns:
         (B,) float tensors without gradient, by TRL's names.
 
-    >>> from dpo_core.losses import EXAMPLE, dpo
+    >>> from dpo_core.losses import EXAMPLE
+    >>> from dpo_core.losses import dpo
     >>> metrics = preference_metrics(EXAMPLE, dpo(EXAMPLE, beta=0.5))
     >>> metrics["rewards/margins"].item(), metrics["rewards/accuracies"].item(), metrics["logps/chosen_delta"].item()
     (1.0, 1.0, 1.0)

@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpo_core.errors import InputError
-from dpo_core.files import atomic_write, read_tensors, tensor_layout
-from dpo_core.hf_layout import PUBLISHED, check_layout, checkpoint_files, described, from_hf, read_config, to_hf
+from dpo_core.formats.files import atomic_write, read_tensors, tensor_layout
+from dpo_core.formats.hf_layout import PUBLISHED, check_layout, checkpoint_files, described, from_hf, read_config, to_hf
 from dpo_core.kernels.attention import Attend, attention_bias, scaled_dot_product_attention
-from dpo_core.precision import compute_dtype
+from dpo_core.kernels.precision import compute_dtype
 
-__all__ = ["GPT", "GPTConfig", "KVCache", "PUBLISHED"]
+__all__ = ["GPT", "GPTConfig", "KVCache"]
 
 KVCache = list[tuple[Tensor, Tensor]]  # one (keys, values) per layer, each (B, T, H, C/H)
 
@@ -276,7 +276,7 @@ class GPT(nn.Module):
         Args:
             folder: made if it is missing.
         Raises:
-            InputError: the model has an adapter (``dpo_core.lora``), or the folder cannot be written.
+            InputError: the model has an adapter (``dpo_core.methods.lora``), or the folder cannot be written.
 
         >>> import tempfile
         >>> model = GPT(GPTConfig(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2))

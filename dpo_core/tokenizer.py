@@ -14,7 +14,7 @@ from pathlib import Path
 import tiktoken
 
 from dpo_core.errors import InputError
-from dpo_core.files import reason
+from dpo_core.formats.files import reason
 
 __all__ = ["END_OF_TEXT", "boundary", "check_encoding", "load_tokenizer", "open_prompt", "read_encoding"]
 

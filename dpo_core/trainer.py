@@ -21,32 +21,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dpo_core.checkpoint import delayed_interrupt, fingerprint, trainable_state
 from dpo_core.config import DPOConfig
-from dpo_core.data import (
-    Audit,
-    EncodedPair,
-    PreferenceBatch,
-    PreferencePair,
-    audit_pairs,
-    batches,
-    by_length,
-    collate,
-    split_by_prompt,
-)
-from dpo_core.device import FUSED_ADAMW
-from dpo_core.distributed import Processes, any_rank, copy_of
+from dpo_core.data import Audit, EncodedPair, PreferenceBatch, audit_pairs, batches, by_length, collate, split_by_prompt
 from dpo_core.errors import InputError
+from dpo_core.formats.pairs import PreferencePair
+from dpo_core.kernels.device import FUSED_ADAMW
+from dpo_core.kernels.precision import Precision, choose
 from dpo_core.logprobs import pair_logps, reference_logps
-from dpo_core.lora import adapter_off, adapters
 from dpo_core.losses import PairLogps
+from dpo_core.methods.lora import adapter_off, adapters
 from dpo_core.metrics import History, MetricSums, log_line, preference_metrics
 from dpo_core.model import GPT
-from dpo_core.precision import Precision, choose
-from dpo_core.refusals import check_model, check_start, not_finite
-from dpo_core.run import Run
+from dpo_core.runs.checkpoint import delayed_interrupt, fingerprint, trainable_state
+from dpo_core.runs.checks import check_model, check_start, not_finite
+from dpo_core.runs.processes import Processes, any_rank, copy_of
+from dpo_core.runs.run import Run
 
-__all__ = ["Callback", "DPOConfig", "DPOTrainer"]
+__all__ = ["Callback", "DPOTrainer"]
 
 # Is given trainer, step and row after each row is logged; the metrics that it returns are added to the row, and
 # setting ``trainer.stop`` ends the training.

@@ -8,7 +8,7 @@ import tiktoken
 import torch
 from tiny import byte_encoding
 
-from dpo_core.data import PreferencePair
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.model import GPT, GPTConfig
 
 # Importing these changes torch for good; --doctest-modules would import them in the process of the other tests.

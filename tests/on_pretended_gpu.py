@@ -15,14 +15,14 @@ import torch
 from tiny import byte_encoding
 
 from dpo_core.config import DPOConfig
-from dpo_core.data import PreferencePair
-from dpo_core.evaluate import answer_kl
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.generate import generate
-from dpo_core.lora import LoRAConfig, add_lora
-from dpo_core.losses import LOSSES
+from dpo_core.lm.pretrain import LMConfig, train_lm
+from dpo_core.lm.sft import Example, sft_documents
+from dpo_core.methods.family import LOSSES
+from dpo_core.methods.lora import LoRAConfig, add_lora
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.pretrain import LMConfig, train_lm
-from dpo_core.sft import Example, sft_documents
+from dpo_core.study.evaluate import answer_kl
 from dpo_core.trainers import trainer_for
 
 PAIRS = [PreferencePair(f"Ask {i}?", "YES " * (1 + i % 3) + "OK", "no " * (1 + i % 4) + "way") for i in range(10)]

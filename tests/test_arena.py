@@ -13,8 +13,8 @@ from dpo_core.course.arena import ArenaSession, contest
 from dpo_core.course.verdicts import Comparison
 from dpo_core.course.widgets.arena import Arena
 from dpo_core.errors import InputError
-from dpo_core.evaluate import wilson_interval, win_rate
 from dpo_core.generate import Generation
+from dpo_core.study.evaluate import wilson_interval, win_rate
 
 NAMES = ("ours", "theirs")
 

@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpo_core.cli import main
-from dpo_core.collect import ask_which
+from dpo_core.cli.keyboard import ask_which
 from dpo_core.course.labeling import LabelSession
 from dpo_core.course.verdicts import Comparison, file_comparisons
 from dpo_core.errors import InputError, printable, shown
+from dpo_core.formats.pairs import LONGEST, SHOWN, PreferencePair, load_pairs, save_pairs
 from dpo_core.generate import Generation
-from dpo_core.lora import add_lora, save_adapter
+from dpo_core.methods.lora import add_lora, save_adapter
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.pairs import LONGEST, SHOWN, PreferencePair, load_pairs, save_pairs
 from dpo_core.tokenizer import load_tokenizer, read_encoding
 
 GOOD = '{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}\n'

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from tiny import byte_encoding
 
 from dpo_core.cli import main
-from dpo_core.data import PreferencePair, load_pairs, save_pairs
-from dpo_core.flags import build_parser
+from dpo_core.cli.flags import build_parser
+from dpo_core.formats.pairs import PreferencePair, load_pairs, save_pairs
 from dpo_core.generate import generate
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.pocket.judge import PocketJudge
@@ -589,7 +589,7 @@ def test_full_gpu_memory_says_what_to_do(here, pairs, refused, monkeypatch, comm
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("dpo_core.cli._load", full)
+    monkeypatch.setattr("dpo_core.cli.commands._load", full)
     assert f"memory is full; {remedy}" in refused(*command.split())
 
 

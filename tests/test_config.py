@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from dpo_core.checkpoint import list_checkpoints
+from dpo_core.cli.flags import build_parser
 from dpo_core.config import DPOConfig, default_learning_rate, recorded_settings
 from dpo_core.errors import InputError
-from dpo_core.flags import build_parser
-from dpo_core.lora import LoRAConfig, add_lora
-from dpo_core.losses import LOSSES, PairLoss, choose_loss
+from dpo_core.losses import PairLoss
+from dpo_core.methods.family import LOSSES, choose_loss
+from dpo_core.methods.lora import LoRAConfig, add_lora
 from dpo_core.model import GPT, GPTConfig
+from dpo_core.runs.checkpoint import list_checkpoints
 from dpo_core.trainers import trainer_for
 
 NAMES = [found.name for found in fields(DPOConfig)]
@@ -170,7 +171,7 @@ def test_a_function_that_returns_no_losses_is_refused_before_any_work(make):
 
 def test_checkpoints_are_written_by_the_clock_and_at_the_end(make, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 240))  # four minutes pass each time it is looked at, once a step and after saving
-    monkeypatch.setattr("dpo_core.run.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("dpo_core.runs.run.time", SimpleNamespace(monotonic=lambda: next(clock)))
     trainer, saved = make(tmp_path, steps=7), []
     save = trainer.save
     trainer.save = lambda **settings: saved.append(trainer.global_step) or save(**settings)

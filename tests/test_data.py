@@ -5,19 +5,9 @@ from itertools import islice
 import pytest
 from tiny import byte_encoding
 
-from dpo_core.data import (
-    EncodedPair,
-    PreferencePair,
-    audit_pairs,
-    batches,
-    by_length,
-    collate,
-    encode_pair,
-    load_pairs,
-    save_pairs,
-    split_by_prompt,
-)
+from dpo_core.data import EncodedPair, audit_pairs, batches, by_length, collate, encode_pair, split_by_prompt
 from dpo_core.errors import InputError
+from dpo_core.formats.pairs import PreferencePair, load_pairs, save_pairs
 from dpo_core.tokenizer import END_OF_TEXT
 
 

@@ -8,16 +8,17 @@ import json
 import pytest
 import torch
 
+from dpo_core.config import DPOConfig
 from dpo_core.course.checks import EXERCISES, verdict
-from dpo_core.device import best_device
-from dpo_core.evaluate import paired_bootstrap, sample_kl
 from dpo_core.generate import generate
-from dpo_core.lora import adapters, add_lora
+from dpo_core.kernels.device import best_device
+from dpo_core.kernels.precision import autocast, choose, compute_dtype, cpu_has_bf16
+from dpo_core.lm.pretrain import Document, LMConfig, train_lm
+from dpo_core.methods.lora import adapters, add_lora
 from dpo_core.model import GPT
-from dpo_core.precision import autocast, choose, compute_dtype, cpu_has_bf16
-from dpo_core.pretrain import Document, LMConfig, train_lm
-from dpo_core.tabular import example_world, random_world
-from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.study.evaluate import paired_bootstrap, sample_kl
+from dpo_core.study.tabular import example_world, random_world
+from dpo_core.trainer import DPOTrainer
 from dpo_core.trainers import trainer_for
 
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))

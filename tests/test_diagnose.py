@@ -8,15 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dpo_core.data import PreferencePair
-from dpo_core.diagnose import LEARNING, LN2, MACHINERY, diagnose
+from dpo_core.config import DPOConfig
 from dpo_core.errors import InputError
-from dpo_core.evaluate import sample_kl
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.generate import generate
 from dpo_core.metrics import History
-from dpo_core.preflight import SETUP, check_setup
-from dpo_core.trainer import DPOConfig, DPOTrainer
-from dpo_core.watch import watch
+from dpo_core.study.diagnose import LEARNING, LN2, MACHINERY, diagnose
+from dpo_core.study.evaluate import sample_kl
+from dpo_core.study.setup_check import SETUP, check_setup
+from dpo_core.study.watch import watch
+from dpo_core.trainer import DPOTrainer
 
 STEPS = (0, 10, 20, 30, 40, 50, 60)
 

@@ -14,14 +14,14 @@ import torch.multiprocessing as mp
 from tiny import byte_encoding
 
 from dpo_core.cli import main
-from dpo_core.data import PreferencePair, save_pairs
-from dpo_core.distributed import Processes, any_rank, rank
+from dpo_core.config import DPOConfig
 from dpo_core.errors import InputError
-from dpo_core.lora import LoRAConfig, add_lora, load_adapted, merged_copy
+from dpo_core.formats.pairs import PreferencePair, save_pairs
+from dpo_core.methods.lora import LoRAConfig, add_lora, load_adapted, merged_copy
 from dpo_core.metrics import History
 from dpo_core.model import GPT, GPTConfig
+from dpo_core.runs.processes import Processes, any_rank, rank
 from dpo_core.tokenizer import load_tokenizer
-from dpo_core.trainer import DPOConfig
 from dpo_core.trainers import trainer_for
 
 # Nine training pairs of unlike lengths. Batches of three: two pairs in one process, one in the other. Batches of four:

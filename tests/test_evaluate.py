@@ -7,9 +7,9 @@ import tiktoken
 import torch
 
 from dpo_core.errors import InputError
-from dpo_core.evaluate import _answer_kl, paired_bootstrap, parse_share, sample_kl, wilson_interval, win_rate
 from dpo_core.generate import encode_prompt, generate
 from dpo_core.model import GPT, GPTConfig
+from dpo_core.study.evaluate import _answer_kl, paired_bootstrap, parse_share, sample_kl, wilson_interval, win_rate
 from dpo_core.tokenizer import END_OF_TEXT
 
 EOS = 4

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import kills
 
-from dpo_core.checkpoint import KEPT, list_checkpoints, read_state
 from dpo_core.cli import main
-from dpo_core.data import PreferencePair, load_pairs, save_pairs
 from dpo_core.errors import InputError
-from dpo_core.files import atomic_write, sync
+from dpo_core.formats.files import atomic_write, sync
+from dpo_core.formats.pairs import PreferencePair, load_pairs, save_pairs
 from dpo_core.model import GPT
+from dpo_core.runs.checkpoint import KEPT, list_checkpoints, read_state
 from dpo_core.tokenizer import ENCODINGS
 
 PAIR = PreferencePair("Why?", "Because.", "No.")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny import byte_encoding
 
-from dpo_core.data import PreferencePair
+from dpo_core.config import DPOConfig
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.trainer import DPOConfig
 from dpo_core.trainers import trainer_for
 
 FILE = Path(__file__).parent / "data" / "golden_run.json"

@@ -16,8 +16,8 @@ import pytest
 from dpo_core.course.labeling import LabelSession
 from dpo_core.course.verdicts import VERDICTS, Comparison, file_comparisons, sampled_comparisons
 from dpo_core.course.widgets.pair_labeler import PairLabeler
-from dpo_core.data import load_pairs, save_pairs
 from dpo_core.errors import InputError
+from dpo_core.formats.pairs import load_pairs, save_pairs
 from dpo_core.model import GPT
 
 GOOD, BAD = "good", "bad"

@@ -13,11 +13,11 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import kills
 
-from dpo_core.checkpoint import folder_lock
 from dpo_core.course.labeling import LabelSession
 from dpo_core.course.verdicts import Comparison
 from dpo_core.errors import InputError
-from dpo_core.files import NamedLock
+from dpo_core.formats.files import NamedLock
+from dpo_core.runs.checkpoint import folder_lock
 
 
 class Holder:

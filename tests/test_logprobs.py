@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpo_core.data import EncodedPair, PreferencePair, collate
+from dpo_core.data import EncodedPair, collate
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.logprobs import pair_logps, reference_logps, sequence_logps, token_logps
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

@@ -8,10 +8,12 @@ from safetensors.torch import load_file, save_file
 from test_trainer import assert_same_weights, interrupt_after
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpo_core.data import PreferencePair, collate, encode_pair
+from dpo_core.config import DPOConfig
+from dpo_core.data import collate, encode_pair
 from dpo_core.errors import InputError
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.logprobs import pair_logps
-from dpo_core.lora import (
+from dpo_core.methods.lora import (
     LoRAConfig,
     adapter_off,
     adapters,
@@ -24,7 +26,7 @@ from dpo_core.lora import (
     unmerge_lora,
 )
 from dpo_core.model import GPT
-from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.trainer import DPOTrainer
 
 IDS = torch.randint(257, (2, 9), generator=torch.Generator().manual_seed(1))
 SMALL = LoRAConfig(rank=4)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from dpo_core.errors import InputError
-from dpo_core.kto import kto_loss, mismatch, reference_point
-from dpo_core.losses import LOSSES, PairLogps, PairLoss, choose_loss, dpo_loss, loss_name, own_settings
+from dpo_core.losses import PairLogps, PairLoss, dpo_loss
+from dpo_core.methods.family import LOSSES, choose_loss, loss_name, own_settings
+from dpo_core.methods.kto import kto_loss, mismatch, reference_point
 
 TRL = json.loads((Path(__file__).parent / "data" / "trl_losses.json").read_text(encoding="utf-8"))
 

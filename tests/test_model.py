@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import dpo_core.model
 from dpo_core.errors import InputError
+from dpo_core.formats.hf_layout import PUBLISHED
 from dpo_core.kernels.attention import attention_bias, without_padding
-from dpo_core.model import GPT, PUBLISHED, GPTConfig, attention
-from dpo_core.precision import DTYPES, autocast
+from dpo_core.kernels.precision import DTYPES, autocast
+from dpo_core.model import GPT, GPTConfig, attention
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {"vocab_size": 97, "n_positions": 24, "n_embd": 32, "n_layer": 3, "n_head": 4}
@@ -148,7 +149,8 @@ def in_subprocess(code: str, endpoint: str, home: Path) -> subprocess.CompletedP
 
 LOGITS = """
 import json, torch
-from dpo_core.model import GPT, PUBLISHED
+from dpo_core.model import GPT
+from dpo_core.formats.hf_layout import PUBLISHED
 for name in PUBLISHED:
     model = GPT.from_pretrained(name)
     with torch.no_grad():

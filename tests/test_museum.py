@@ -11,8 +11,8 @@ from benchmarks.machine import model_hash
 from dpo_core.course import museum
 from dpo_core.course.plots import use_style
 from dpo_core.course.records import read_record
-from dpo_core.diagnose import LEARNING, MACHINERY
 from dpo_core.metrics import History
+from dpo_core.study.diagnose import LEARNING, MACHINERY
 
 RECORD = read_record("museum")
 TROUBLE = Path(__file__).resolve().parent.parent / "book" / "troubleshooting.md"

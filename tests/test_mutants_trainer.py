@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from dpo_core.config import DPOConfig
 from dpo_core.errors import InputError
-from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.trainer import DPOTrainer
 
 
 @pytest.mark.parametrize("batch_size", [8, 3])

@@ -10,11 +10,12 @@ import pytest
 import torch
 from test_bad_input import DATA, MODELS
 
-from dpo_core.data import audit_pairs, load_pairs, split_by_prompt
-from dpo_core.diagnose import LEARNING, MACHINERY
+from dpo_core.data import audit_pairs, split_by_prompt
 from dpo_core.errors import InputError
+from dpo_core.formats.pairs import load_pairs
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.preflight import SETUP
+from dpo_core.study.diagnose import LEARNING, MACHINERY
+from dpo_core.study.setup_check import SETUP
 from dpo_core.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,7 @@ from importlib import resources
 
 import pytest
 
-from dpo_core.data import load_pairs
+from dpo_core.formats.pairs import load_pairs
 from dpo_core.pocket.corpus import STYLES, _answer, dialogues, preference_pairs
 from dpo_core.pocket.judge import FEW_FACTS, FEW_ITEMS, PocketJudge, RewardWeights, _asked, _index, _words
 from dpo_core.pocket.world import load_world, phrases, problems, questions

@@ -11,9 +11,9 @@ import torch
 from tiny import byte_encoding
 
 from dpo_core.errors import InputError
+from dpo_core.lm.pretrain import Document, LMConfig, _batches, language_model_loss, text_documents, train_lm
+from dpo_core.lm.sft import Example, load_examples, sft_documents
 from dpo_core.pocket.bpe import learn_bpe
-from dpo_core.pretrain import Document, LMConfig, _batches, language_model_loss, text_documents, train_lm
-from dpo_core.sft import Example, load_examples, sft_documents
 from dpo_core.tokenizer import WORD_PATTERN, load_tokenizer
 
 DOCUMENTS = [Document([5, 6, 7, 8, 9], 3), Document([1, 2, 3]), Document([4] * 12, 11), Document([9, 9])]

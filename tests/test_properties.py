@@ -17,13 +17,14 @@ from tiny import byte_encoding
 
 from dpo_core.data import EncodedPair, audit_pairs, batches, by_length, collate, encode_pair, split_by_prompt
 from dpo_core.errors import InputError, printable, shown
+from dpo_core.formats.pairs import PreferencePair, load_pairs, read_pair, save_pairs, shared_length
 from dpo_core.generate import encode_prompt, filter_logits, generate
 from dpo_core.kernels.head import head_logps
 from dpo_core.logprobs import pair_logps, reference_logps, sequence_logps, token_logps
-from dpo_core.losses import LOSSES, PairLogps, dpo_loss
+from dpo_core.losses import PairLogps, dpo_loss
+from dpo_core.methods.family import LOSSES
 from dpo_core.metrics import History, MetricSums, preference_metrics
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.pairs import PreferencePair, load_pairs, read_pair, save_pairs, shared_length
 from dpo_core.tokenizer import END_OF_TEXT, load_tokenizer
 
 SETTINGS = {"derandomize": True, "deadline": None, "database": None}

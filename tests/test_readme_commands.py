@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dpo_core.flags import build_parser
+from dpo_core.cli.flags import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = re.compile(r"(python|torchrun [^`\n]*?) -m dpo_core (?P<arguments>[^`\n]+)")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dpo_core.errors import InputError
-from dpo_core.tabular import (
+from dpo_core.study.tabular import (
     ascend,
     deterministic,
     example_world,

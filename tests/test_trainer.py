@@ -7,13 +7,14 @@ import pytest
 import torch
 from tiny import byte_encoding
 
-from dpo_core.checkpoint import list_checkpoints
-from dpo_core.data import PreferencePair
+from dpo_core.config import DPOConfig
 from dpo_core.errors import InputError
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.metrics import History
 from dpo_core.model import GPT, GPTConfig
+from dpo_core.runs.checkpoint import list_checkpoints
 from dpo_core.tokenizer import load_tokenizer
-from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.trainer import DPOTrainer
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ from functools import partial
 import pytest
 import torch
 
-from dpo_core.data import PreferencePair, encode_pair
+from dpo_core.config import DPOConfig
+from dpo_core.data import encode_pair
 from dpo_core.errors import InputError
-from dpo_core.losses import LOSSES, PairLogps
+from dpo_core.formats.pairs import PreferencePair
+from dpo_core.losses import PairLogps
+from dpo_core.methods.family import LOSSES
 from dpo_core.model import GPT
-from dpo_core.trainer import DPOConfig
 from dpo_core.trainers import KTOTrainer, trainer_for
 
 

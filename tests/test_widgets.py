@@ -21,12 +21,13 @@ from dpo_core.course.widgets.frontier_explorer import FrontierExplorer, Frontier
 from dpo_core.course.widgets.token_rewards import AnswerRewards, TokenRewards, token_rewards
 from dpo_core.data import collate, encode_pair
 from dpo_core.errors import InputError
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.logprobs import pair_logps
-from dpo_core.losses import LOSSES, dpo_loss
+from dpo_core.losses import dpo_loss
+from dpo_core.methods.family import LOSSES
 from dpo_core.metrics import History
 from dpo_core.model import GPT
-from dpo_core.pairs import PreferencePair
-from dpo_core.tabular import TabularWorld, random_world
+from dpo_core.study.tabular import TabularWorld, random_world
 
 FOLDER = resources.files("dpo_core.course.widgets")
 LIVE = [

@@ -7,7 +7,7 @@ import os
 import torch
 
 from dpo_core.course.plots import use_style
-from dpo_core.device import best_device
+from dpo_core.kernels.device import best_device
 
 __all__ = ["setup"]
 

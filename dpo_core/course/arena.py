@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dpo_core.course.labeling import LabelSession
 from dpo_core.course.verdicts import Comparison
 from dpo_core.errors import InputError
-from dpo_core.evaluate import WinRate, win_rate
 from dpo_core.generate import Generation
+from dpo_core.study.evaluate import WinRate, win_rate
 
 __all__ = ["ArenaSession", "contest"]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from dpo_core.device import best_device
 from dpo_core.errors import InputError
+from dpo_core.kernels.device import best_device
 
 __all__ = ["on_gpu"]
 

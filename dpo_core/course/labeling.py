@@ -18,8 +18,8 @@ from typing import Any
 from dpo_core.course.locked_log import LockedLog
 from dpo_core.course.verdicts import OTHER, VERDICTS, Agreement, Comparison, Verdict, agreement, labelled
 from dpo_core.errors import InputError, shown
-from dpo_core.files import now
-from dpo_core.pairs import write_jsonl
+from dpo_core.formats.files import now
+from dpo_core.formats.pairs import write_jsonl
 
 __all__ = ["LabelSession", "Turn"]
 
@@ -48,7 +48,7 @@ class LabelSession:
             cannot be written, or there is nothing to judge.
 
     >>> import tempfile
-    >>> from dpo_core.pairs import load_pairs
+    >>> from dpo_core.formats.pairs import load_pairs
     >>> folder = tempfile.TemporaryDirectory()
     >>> path = Path(folder.name) / "labels.jsonl"
     >>> with LabelSession(path, [Comparison("Why?", "Because.", "No."), Comparison("Who?", "Me.", "You.")]) as session:

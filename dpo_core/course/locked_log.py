@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dpo_core.errors import InputError
-from dpo_core.files import NamedLock, sync
+from dpo_core.formats.files import NamedLock, sync
 
 __all__ = ["LockedLog"]
 

@@ -17,21 +17,23 @@ import torch
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from dpo_core.config import DPOConfig
 from dpo_core.course.plots import CARD, COLORS
 from dpo_core.course.records import read_record
-from dpo_core.data import PreferencePair, encode_pair, same_prompt
-from dpo_core.diagnose import LN2, MACHINERY, ODD_PER_ANSWER, Finding, diagnose
+from dpo_core.data import encode_pair, same_prompt
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.generate import Generation, generate
 from dpo_core.metrics import History
 from dpo_core.model import GPT
 from dpo_core.pocket.corpus import dialogues, preference_pairs
 from dpo_core.pocket.judge import PocketJudge, RewardWeights
 from dpo_core.pocket.world import questions
-from dpo_core.preflight import check_setup
+from dpo_core.study.diagnose import LN2, MACHINERY, ODD_PER_ANSWER, Finding, diagnose
+from dpo_core.study.setup_check import check_setup
+from dpo_core.study.watch import watch
 from dpo_core.tokenizer import load_tokenizer
-from dpo_core.trainer import DPOConfig, DPOTrainer
+from dpo_core.trainer import DPOTrainer
 from dpo_core.trainers import trainer_for
-from dpo_core.watch import watch
 
 __all__ = [
     "EXHIBITS", "HEALTHY", "PROMPTS", "Case", "Visit",

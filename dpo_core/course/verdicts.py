@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_core.collect import answer_twice
-from dpo_core.evaluate import wilson_interval
+from dpo_core.cli.keyboard import answer_twice
+from dpo_core.formats.pairs import load_pairs
 from dpo_core.model import GPT
-from dpo_core.pairs import load_pairs
+from dpo_core.study.evaluate import wilson_interval
 
 __all__ = [
     "OTHER", "VERDICTS", "Agreement", "Comparison", "Verdict", "agreement", "file_comparisons", "labelled",

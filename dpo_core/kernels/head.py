@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpo_core.precision import compute_dtype
+from dpo_core.kernels.precision import compute_dtype
 
 __all__ = ["head_logps"]
 

@@ -18,13 +18,13 @@ import regex
 import tiktoken
 import torch
 
-from dpo_core.device import best_device
 from dpo_core.generate import generate
+from dpo_core.kernels.device import best_device
+from dpo_core.lm.pretrain import Document, LMConfig, language_model_loss, no_fp16, train_lm
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.pocket.bpe import learn_bpe
 from dpo_core.pocket.corpus import Dialogue, dialogues
 from dpo_core.pocket.judge import PocketJudge
-from dpo_core.pretrain import Document, LMConfig, language_model_loss, no_fp16, train_lm
 from dpo_core.tokenizer import WORD_PATTERN, boundary, read_encoding
 
 __all__ = ["PocketRecipe", "build_pocket"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from dpo_core.data import PreferencePair
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.pocket.judge import PocketJudge
 from dpo_core.pocket.world import ItemList, Question, Topic, UnsafeRequest, load_world, phrases, questions
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpo_core.evaluate import Difference, WinRate, paired_bootstrap, sample_kl, win_rate
 from dpo_core.generate import generate
 from dpo_core.model import GPT
 from dpo_core.pocket.judge import PocketJudge
+from dpo_core.study.evaluate import Difference, WinRate, paired_bootstrap, sample_kl, win_rate
 from dpo_core.tokenizer import load_tokenizer
 
 __all__ = ["Exam", "Marks", "examine"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dpo_core.losses import Loss, loss_name
+from dpo_core.losses import Loss
+from dpo_core.methods.family import loss_name
 from dpo_core.trainer import DPOTrainer
 from dpo_core.trainers.kto import KTOTrainer
 

@@ -10,12 +10,12 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from dpo_core.checkpoint import fingerprint
-from dpo_core.data import Audit, EncodedPair, PreferencePair, encode_pair
+from dpo_core.data import Audit, EncodedPair, encode_pair
 from dpo_core.errors import InputError
-from dpo_core.kto import mismatch
+from dpo_core.formats.pairs import LabelledAnswer, PreferencePair
 from dpo_core.losses import PairLogps
-from dpo_core.pairs import LabelledAnswer
+from dpo_core.methods.kto import mismatch
+from dpo_core.runs.checkpoint import fingerprint
 from dpo_core.trainer import DPOTrainer
 
 __all__ = ["KTOTrainer", "LabelAudit", "audit_labels", "mismatched_pairs"]

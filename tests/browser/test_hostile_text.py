@@ -10,7 +10,7 @@ from dpo_core.course.widgets.explorers import BetaExplorer
 from dpo_core.course.widgets.pair_labeler import PairLabeler
 from dpo_core.course.widgets.token_rewards import AnswerRewards, TokenRewards
 from dpo_core.metrics import History
-from dpo_core.tabular import TabularWorld, example_world
+from dpo_core.study.tabular import TabularWorld, example_world
 
 pytestmark = pytest.mark.browser
 

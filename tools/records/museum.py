@@ -16,9 +16,9 @@ import torch
 from benchmarks.machine import model_hash, provenance, write_runs
 from dpo_core.course.museum import EXHIBITS, PROMPTS, expected, score, verdict, visit
 from dpo_core.course.records import record_file
-from dpo_core.diagnose import diagnose
 from dpo_core.generate import generate
 from dpo_core.metrics import History
+from dpo_core.study.diagnose import diagnose
 
 SEEDS = (0, 1, 2)
 RECORD = record_file("museum")

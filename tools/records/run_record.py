@@ -17,8 +17,8 @@ from dpo_core.course.museum import PROMPTS, pairs, trainer
 from dpo_core.course.records import record_file
 from dpo_core.generate import generate
 from dpo_core.pocket.judge import PocketJudge
+from dpo_core.study.watch import watch
 from dpo_core.trainer import DPOTrainer
-from dpo_core.watch import watch
 
 RECORD = record_file("run_record")
 SEED = 0

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from dpo_core.course.exercises.base import Exercise
 from dpo_core.data import encode_pair
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.generate import filter_logits
 from dpo_core.logprobs import sequence_logps, token_logps
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.pairs import PreferencePair
 from dpo_core.tokenizer import load_tokenizer
 
 __all__ = ["EXERCISES"]

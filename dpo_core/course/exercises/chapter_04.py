@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from dpo_core.course.exercises.base import Exercise
 from dpo_core.data import same_prompt
-from dpo_core.pairs import ANSWER, read_pair, shared_length
+from dpo_core.formats.pairs import ANSWER, read_pair, shared_length
 
 __all__ = ["EXERCISES"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpo_core.course.exercises.base import Exercise
-from dpo_core.tabular import kl_divergence, optimal_policy, random_world
+from dpo_core.study.tabular import kl_divergence, optimal_policy, random_world
 
 __all__ = ["EXERCISES"]
 

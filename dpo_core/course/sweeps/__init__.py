@@ -17,15 +17,15 @@ from itertools import islice
 import torch
 
 from dpo_core.course.records import read_record
-from dpo_core.evaluate import answer_kl
 from dpo_core.generate import generate
+from dpo_core.lm.pretrain import language_model_loss
+from dpo_core.lm.sft import Example, sft_documents
 from dpo_core.metrics import History
 from dpo_core.model import GPT
 from dpo_core.pocket.corpus import dialogues
 from dpo_core.pocket.judge import Features, PocketJudge
 from dpo_core.pocket.world import questions
-from dpo_core.pretrain import language_model_loss
-from dpo_core.sft import Example, sft_documents
+from dpo_core.study.evaluate import answer_kl
 from dpo_core.tokenizer import load_tokenizer
 from dpo_core.trainer import DPOTrainer
 

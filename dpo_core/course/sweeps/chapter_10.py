@@ -11,7 +11,8 @@ from typing import Any
 from dpo_core.course.museum import LONGEST as LONGEST_PAIR
 from dpo_core.course.museum import pairs, swap, trainer
 from dpo_core.course.sweeps import LONGEST, Exhibits, Run, Station, _measure, _start
-from dpo_core.data import PreferencePair, encode_pair, same_prompt
+from dpo_core.data import encode_pair, same_prompt
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.generate import generate
 from dpo_core.metrics import History
 from dpo_core.model import GPT

@@ -8,8 +8,9 @@ import torch
 
 from dpo_core.course.widgets.embed import embed
 from dpo_core.errors import InputError
-from dpo_core.losses import LOSSES, PairLogps
-from dpo_core.tabular import TabularWorld, example_world, kl_divergence, optimal_policy
+from dpo_core.losses import PairLogps
+from dpo_core.methods.family import LOSSES
+from dpo_core.study.tabular import TabularWorld, example_world, kl_divergence, optimal_policy
 
 __all__ = ["BetaExplorer", "LossExplorer"]
 

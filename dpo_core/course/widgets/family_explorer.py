@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dpo_core.course.widgets.embed import embed
 from dpo_core.errors import InputError
-from dpo_core.losses import LOSSES, PairLogps
+from dpo_core.losses import PairLogps
+from dpo_core.methods.family import LOSSES
 
 __all__ = ["FAMILY", "RANGES", "SETTINGS", "FamilyExplorer", "pair_at"]
 

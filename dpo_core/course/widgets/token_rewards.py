@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dpo_core.course.widgets.embed import embed
 from dpo_core.data import encode_pair
+from dpo_core.formats.pairs import PreferencePair
 from dpo_core.logprobs import token_logps
 from dpo_core.model import GPT
-from dpo_core.pairs import PreferencePair
 
 __all__ = ["AnswerRewards", "TokenRewards", "token_rewards"]
 

@@ -14,7 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dpo_core.checkpoint import (
+from dpo_core.config import DPOConfig
+from dpo_core.errors import InputError
+from dpo_core.formats.files import reason
+from dpo_core.metrics import History
+from dpo_core.model import GPT
+from dpo_core.runs.checkpoint import (
     cached,
     folder_lock,
     kept_precision,
@@ -28,13 +33,8 @@ from dpo_core.checkpoint import (
     writable_folder,
     write_json,
 )
-from dpo_core.config import DPOConfig
-from dpo_core.distributed import any_rank, rank, world_size
-from dpo_core.errors import InputError
-from dpo_core.files import reason
-from dpo_core.metrics import History
-from dpo_core.model import GPT
-from dpo_core.refusals import check_folder, check_resumable
+from dpo_core.runs.checks import check_folder, check_resumable
+from dpo_core.runs.processes import any_rank, rank, world_size
 
 __all__ = ["Run"]
 

@@ -1,4 +1,4 @@
-"""What ails a run before its first step, by looking at the trainer; ``dpo_core.diagnose`` reads the curves after it.
+"""What ails a run before its first step, by looking at the trainer; ``diagnose`` reads the curves after it.
 
 Each rule is a small function that says what it saw, or nothing.
 """
@@ -11,9 +11,9 @@ from itertools import chain
 import torch
 
 from dpo_core.data import EncodedPair, batches
-from dpo_core.diagnose import Finding
 from dpo_core.errors import InputError
-from dpo_core.evaluate import wilson_interval
+from dpo_core.study.diagnose import Finding
+from dpo_core.study.evaluate import wilson_interval
 from dpo_core.trainer import DPOTrainer
 
 __all__ = ["SETUP", "check_setup"]
@@ -120,10 +120,10 @@ def check_setup(trainer: DPOTrainer) -> list[Finding]:
     Returns:
         Findings; nothing if all seems well.
 
-    >>> from dpo_core.data import PreferencePair
+    >>> from dpo_core.formats.pairs import PreferencePair
     >>> from dpo_core.model import GPT
     >>> from dpo_core.tokenizer import load_tokenizer
-    >>> from dpo_core.trainer import DPOConfig
+    >>> from dpo_core.config import DPOConfig
     >>> model, pairs = GPT.from_pretrained("pocket"), [PreferencePair("Why?", "Because it is so.", "No.")]
     >>> trainer = DPOTrainer(model, load_tokenizer("pocket"), pairs, DPOConfig(val_share=0))
     >>> model.h[0].attn.dropout = 0.1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 from dpo_core.errors import InputError, shown
-from dpo_core.files import atomic_write, reason, sync
+from dpo_core.formats.files import atomic_write, reason, sync
 
 __all__ = [
     "LabelledAnswer", "PreferencePair", "add_pair", "load_labels", "load_pairs", "read_jsonl", "read_pair",

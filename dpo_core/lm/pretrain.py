@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dpo_core.device import FUSED_ADAMW
 from dpo_core.errors import InputError
+from dpo_core.kernels.device import FUSED_ADAMW
 from dpo_core.kernels.head import head_logps
-from dpo_core.lora import adapters
+from dpo_core.kernels.precision import DTYPES, autocast, choose
+from dpo_core.lm.muon import Muon
+from dpo_core.methods.lora import adapters
 from dpo_core.model import GPT
-from dpo_core.muon import Muon
-from dpo_core.precision import DTYPES, autocast, choose
 
 __all__ = ["Document", "LMConfig", "language_model_loss", "text_documents", "train_lm"]
 

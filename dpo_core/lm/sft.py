@@ -9,8 +9,8 @@ from pathlib import Path
 import tiktoken
 
 from dpo_core.errors import InputError
-from dpo_core.pairs import read_jsonl, read_pair, shared_length
-from dpo_core.pretrain import Document
+from dpo_core.formats.pairs import read_jsonl, read_pair, shared_length
+from dpo_core.lm.pretrain import Document
 from dpo_core.tokenizer import END_OF_TEXT, boundary
 
 __all__ = ["Example", "load_examples", "sft_documents"]

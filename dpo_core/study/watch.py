@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dpo_core.data import encode_pair
-from dpo_core.evaluate import answer_kl
 from dpo_core.generate import encode_prompt, generate
 from dpo_core.logprobs import token_logps
 from dpo_core.model import GPT
+from dpo_core.study.evaluate import answer_kl
 from dpo_core.trainer import Callback, DPOTrainer
 
 __all__ = ["watch"]
@@ -38,10 +38,10 @@ def watch(trainer: DPOTrainer, prompts: Sequence[str] = (), max_new_tokens: int 
     Returns:
         A callback that returns them.
 
-    >>> from dpo_core.data import PreferencePair
+    >>> from dpo_core.formats.pairs import PreferencePair
     >>> from dpo_core.model import GPT
     >>> from dpo_core.tokenizer import load_tokenizer
-    >>> from dpo_core.trainer import DPOConfig
+    >>> from dpo_core.config import DPOConfig
     >>> model, pairs = GPT.from_pretrained("pocket"), [PreferencePair("Why?", "Because it is.", "No.")]
     >>> trainer = DPOTrainer(model, load_tokenizer("pocket"), pairs, DPOConfig(steps=1, val_share=0))
     >>> look = watch(trainer, ["What is Python?"] * 2, max_new_tokens=8)

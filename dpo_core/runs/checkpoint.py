@@ -28,12 +28,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpo_core.data import EncodedPair
-from dpo_core.distributed import any_rank, rank, scatter_like, whole_on_first
 from dpo_core.errors import InputError
-from dpo_core.files import NamedLock, atomic_write, read_json, read_tensors, reason, refuse_pickles, sync
-from dpo_core.lora import adapters, merged_copy, read_adapter, save_adapter
+from dpo_core.formats.files import NamedLock, atomic_write, read_json, read_tensors, reason, refuse_pickles, sync
+from dpo_core.methods.lora import adapters, merged_copy, read_adapter, save_adapter
 from dpo_core.metrics import History
 from dpo_core.model import GPT
+from dpo_core.runs.processes import any_rank, rank, scatter_like, whole_on_first
 
 __all__ = [
     "cached",

@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 from dpo_core.config import WRONG_LABELS, DPOConfig
 from dpo_core.errors import InputError
-from dpo_core.losses import LOSSES, loss_name, own_settings
-from dpo_core.model import PUBLISHED
-from dpo_core.report import REPORTS
-from dpo_core.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Kind, Setting
+from dpo_core.formats.hf_layout import PUBLISHED
+from dpo_core.formats.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Kind, Setting
+from dpo_core.methods.family import LOSSES, loss_name, own_settings
+from dpo_core.study.report import REPORTS
 
 __all__ = ["build_parser"]
 

@@ -28,7 +28,6 @@ from dpo_core.logprobs import pair_logps
 from dpo_core.model import GPT
 
 __all__ = [
-    "PARALLEL",
     "PairForward",
     "Processes",
     "any_rank",
@@ -146,7 +145,7 @@ def _fsdp(model: GPT) -> nn.Module:
     return forward
 
 
-PARALLEL = {"ddp": _ddp, "fsdp": _fsdp}
+WAYS = {"ddp": _ddp, "fsdp": _fsdp}  # one for each of ``config.PARALLEL``
 
 
 class Processes:
@@ -154,7 +153,7 @@ class Processes:
 
     Args:
         model: the same in each process, on its device; with FSDP2 its parameters become shards.
-        how: one of ``PARALLEL``.
+        how: one of ``config.PARALLEL``.
 
     >>> alone = Processes(GPT.from_pretrained("pocket"), "ddp")
     >>> alone.count, alone.share([5, 6, 7]), alone.owned(3)
@@ -163,7 +162,7 @@ class Processes:
 
     def __init__(self, model: GPT, how: str) -> None:
         self.count, self.rank = world_size(), rank()
-        self.model: nn.Module = model if self.count == 1 else PARALLEL[how](model)  # what all call, for ``pair_logps``
+        self.model: nn.Module = model if self.count == 1 else WAYS[how](model)  # what all call, for ``pair_logps``
 
     @property
     def first(self) -> bool:

@@ -1,4 +1,4 @@
-"""What ails a run, by its curves; ``dpo_core.preflight`` looks before the first step.
+"""What ails a run, by its curves; ``dpo_core.study.setup_check`` looks before the first step.
 
 Each rule is a small function that looks at the numbers and says what it saw, or nothing. ``MACHINERY`` holds the faults
 of the program; where one is found nothing else is said, since a curve drawn by a broken machine tells nothing about

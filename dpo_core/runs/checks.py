@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from dpo_core.config import DPOConfig, recorded_settings
-from dpo_core.distributed import world_size
 from dpo_core.errors import InputError, shown
-from dpo_core.lora import adapters
+from dpo_core.formats.pairs import PreferencePair
+from dpo_core.methods.lora import adapters
 from dpo_core.model import GPT
-from dpo_core.pairs import PreferencePair
+from dpo_core.runs.processes import world_size
 from dpo_core.tokenizer import check_encoding
 
 __all__ = ["check_folder", "check_model", "check_resumable", "check_start", "not_finite"]

@@ -1,7 +1,6 @@
-"""The command line: ``python -m dpo_core data | pretrain | sft | train | generate | evaluate | pocket``.
+"""The commands, each a function of its parsed arguments (``dpo_core.cli.flags``).
 
-Each command is a function of its parsed arguments (``dpo_core.flags``); what a user can put right ends in one message
-and exit status 2.
+What a user can put right ends in one message and exit status 2.
 ``torchrun --nproc-per-node 2 -m dpo_core train ...`` trains in several processes.
 """
 
@@ -22,25 +21,26 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from dpo_core.checkpoint import list_checkpoints, save_trained, writable_folder, write_json
-from dpo_core.collect import ask_which, pocket_pairs, sampled_pairs, typed_pairs
+from dpo_core.cli.flags import build_parser
+from dpo_core.cli.keyboard import ask_which, pocket_pairs, sampled_pairs, typed_pairs
 from dpo_core.config import DPOConfig, default_learning_rate
-from dpo_core.data import PreferencePair, audit_pairs, load_pairs, same_prompt, save_pairs
-from dpo_core.device import best_device
-from dpo_core.distributed import launched, print_error, process_group, rank
+from dpo_core.data import audit_pairs, same_prompt
 from dpo_core.errors import InputError, printable
-from dpo_core.evaluate import wilson_interval
-from dpo_core.files import read_json
-from dpo_core.flags import build_parser
+from dpo_core.formats.files import read_json
+from dpo_core.formats.hf_layout import PUBLISHED
+from dpo_core.formats.pairs import PreferencePair, add_pair, load_labels, load_pairs, save_pairs
 from dpo_core.generate import Generation, generate
+from dpo_core.kernels.device import best_device
+from dpo_core.kernels.precision import choose
+from dpo_core.lm.pretrain import Document, LMConfig, text_documents, train_lm
+from dpo_core.lm.sft import load_examples, sft_documents
 from dpo_core.logprobs import reference_logps
-from dpo_core.lora import LoRAConfig, adapters, add_lora, count_parameters, load_merged
-from dpo_core.model import GPT, PUBLISHED, GPTConfig
-from dpo_core.pairs import add_pair, load_labels
-from dpo_core.precision import choose
-from dpo_core.pretrain import Document, LMConfig, text_documents, train_lm
-from dpo_core.report import REPORTS
-from dpo_core.sft import load_examples, sft_documents
+from dpo_core.methods.lora import LoRAConfig, adapters, add_lora, count_parameters, load_merged
+from dpo_core.model import GPT, GPTConfig
+from dpo_core.runs.checkpoint import list_checkpoints, save_trained, writable_folder, write_json
+from dpo_core.runs.processes import launched, print_error, process_group, rank
+from dpo_core.study.evaluate import wilson_interval
+from dpo_core.study.report import REPORTS
 from dpo_core.tokenizer import load_tokenizer
 from dpo_core.trainers import KTOTrainer, trainer_for
 

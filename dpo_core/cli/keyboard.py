@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 
-from dpo_core.data import PreferencePair, load_pairs
 from dpo_core.errors import InputError, printable
+from dpo_core.formats.pairs import PreferencePair, load_pairs
 from dpo_core.generate import Generation, generate
 from dpo_core.model import GPT
 from dpo_core.tokenizer import load_tokenizer

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dpo_core.errors import InputError, shown
-from dpo_core.files import FLOATS, read_json, refuse_pickles
+from dpo_core.formats.files import FLOATS, read_json, refuse_pickles
 
 __all__ = [
     "PUBLISHED",

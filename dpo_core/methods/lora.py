@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpo_core.errors import InputError
-from dpo_core.files import atomic_write, read_json, read_tensors, refuse_pickles, tensor_layout
-from dpo_core.hf_layout import PUBLISHED, TRANSPOSED
+from dpo_core.formats.files import atomic_write, read_json, read_tensors, refuse_pickles, tensor_layout
+from dpo_core.formats.hf_layout import PUBLISHED, TRANSPOSED
 from dpo_core.model import GPT
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""Training on text: pretraining, fine-tuning on good answers, and the optimiser Muon."""

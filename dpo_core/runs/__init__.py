@@ -1,0 +1,1 @@
+"""What a training needs besides mathematics: its folder, checkpoints, checks, and several processes."""
