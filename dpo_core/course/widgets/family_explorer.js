@@ -8,7 +8,7 @@ const bump = (v) => sigmoid(v) * sigmoid(-v); // the slope of σ
 /** A loss that looks at h alone: it pulls one answer up as hard as it pushes the other down. */
 const ofMargin = (loss, pull) => ({ loss, chosen: pull, rejected: -pull });
 
-/** Loss, and minus its slope in c and in l, at log-ratios c and l; named as in dpo_core.losses. */
+/** Loss, and minus its slope in c and in l, at log-ratios c and l; named as in dpo_core.methods.family. */
 export const LOSSES = {
   sigmoid: (c, l, { beta }) => smoothed(beta, beta * (c - l), 0),
   cdpo: (c, l, { beta, label_smoothing: e }) => smoothed(beta, beta * (c - l), e),

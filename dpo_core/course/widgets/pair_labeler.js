@@ -88,7 +88,7 @@ function draw(model, el) {
   el.append(card);
 }
 
-/** How often the first answer won, with its Wilson interval, as dpo_core.evaluate.win_rate says it; skips do not count. */
+/** How often the first answer won, with its Wilson interval, as dpo_core.study.evaluate.win_rate says it; skips do not count. */
 export function standing(verdicts, sides) {
   const won = (verdict, i) => ({ left: sides[i] === "first", right: sides[i] !== "first" })[verdict];
   const wins = verdicts.filter((v, i) => won(v, i) === true).length, losses = verdicts.filter((v, i) => won(v, i) === false).length;
