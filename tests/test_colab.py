@@ -80,7 +80,8 @@ def colab(tmp_path_factory) -> Colab:
 @pytest.fixture(scope="module")
 def installed(colab) -> Colab:
     """The environment after the first cell of a chapter has run; its last cell looked at what is there."""
-    first = nbformat.v4.new_code_cell(Published((colab.folder / "repo").as_uri(), "1.2.3").first_cell)
+    address = f"file://localhost{colab.folder / 'repo'}"  # older pips want a host
+    first = nbformat.v4.new_code_cell(Published(address, "1.2.3").first_cell)
     notebook = nbformat.v4.new_notebook(cells=[first, nbformat.v4.new_code_cell(LAST)])
     cells = nbformat.read(colab.execute(notebook, "first_cell"), as_version=4).cells
     assert "tier: pocket" in str(cells[0].outputs)
