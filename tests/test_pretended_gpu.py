@@ -1,4 +1,4 @@
-"""The library, the check for real GPUs and the chapters' code about GPT-2 on a pretended GPU, with the CPU's numbers."""
+"""Library, check for real GPUs and the chapters' code about GPT-2 on a pretended GPU, with the CPU's numbers."""
 
 from __future__ import annotations
 
@@ -101,12 +101,14 @@ def hub(tmp_path) -> Path:
 
 
 def about_gpt2(chapter: Path) -> str:
-    """The chapter's cell for a GPU, behind the imports and functions of the cells before it."""
+    """The chapter's cell for a GPU, behind the imports of the cells before it and the functions that it calls."""
     cells = [cell.source for cell in nbformat.read(chapter, as_version=4).cells if cell.cell_type == "code"]
     place = next(place for place, source in enumerate(cells) if "on_gpu(" in source)
-    taught = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-    before = [node for source in cells[1:place] for node in ast.parse(source).body if isinstance(node, taught)]
-    return "\n".join([*map(ast.unparse, before), cells[place]])
+    before = [node for source in cells[1:place] for node in ast.parse(source).body]
+    called = {node.id for node in ast.walk(ast.parse(cells[place])) if isinstance(node, ast.Name)}
+    imports = [node for node in before if isinstance(node, ast.Import | ast.ImportFrom)]
+    functions = [node for node in before if isinstance(node, ast.FunctionDef) and node.name in called]
+    return "\n".join([*map(ast.unparse, imports + functions), cells[place]])
 
 
 @pytest.mark.parametrize("chapter", ["00_quick_start", "01_language_models", "06_training"])
