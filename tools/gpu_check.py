@@ -129,7 +129,7 @@ class Bench:
 def gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """The largest difference, in parts of the second number where that is above 1.
 
-    >>> gap([1.0, 22.0], [1.5, 20.0])
+    >>> gap([0.5, 22.0], [0.0, 20.0])
     0.5
     >>> gap([1.0], [1.0, 2.0])
     inf
