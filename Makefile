@@ -6,7 +6,7 @@ READY := .venv/.ready
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=300
 
 .DEFAULT_GOAL := help
-.PHONY: book pdf test notebooks records address format lock clean help
+.PHONY: book pdf test notebooks records address release format lock clean help
 
 book: $(READY)  ## Build the book into _build/html; a warning is an error
 	$(BIN)/jupyter-book build . --all -W --keep-going
@@ -33,7 +33,10 @@ records: $(READY)  ## After a change to the pocket model, its corpus or judge: r
 	$(BIN)/python benchmarks/pocket_dpo.py
 
 address: $(READY)  ## Write the repository's address everywhere: make address URL=https://github.com/OWNER/REPO
-	$(BIN)/python tools/address.py "$(URL)"
+	$(BIN)/python tools/publish.py address "$(URL)"
+
+release: $(READY)  ## Write a version everywhere, and say which git commands publish it: make release VERSION=1.2.3
+	$(BIN)/python tools/publish.py release "$(VERSION)"
 
 format: $(READY)  ## Sort imports, mend what ruff can mend, and format
 	$(BIN)/ruff check --fix .

@@ -12,7 +12,7 @@ from dpo_core.formats.pairs import PreferencePair
 from dpo_core.model import GPT, GPTConfig
 
 # Importing these changes torch for good; --doctest-modules would import them in the process of the other tests.
-collect_ignore = ["pretend_cuda.py", "on_pretended_gpu.py"]
+collect_ignore = ["pretend_cuda.py", "pretended"]
 
 
 @pytest.fixture(scope="session")

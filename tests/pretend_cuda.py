@@ -214,6 +214,10 @@ def dispatch(func, args, kwargs):
 
 class PretendMode(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if (
+            not types and not GENERATORS and not is_cuda((kwargs or {}).get("device"))
+        ):  # the CPU's alone, without a look
+            return func(*args, **(kwargs or {}))
         return dispatch(func, args, kwargs or {})
 
 

@@ -9,16 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import address
 import nbformat
 import pytest
 import torch
 from compare_outputs import notebook_differences
+from publish import ROOT, Published
 
 # Of googlecolab/backend-info, August 2026; Python and torch are those of the tests (Colab: 3.13, and 2.11 for CUDA).
-COLAB = ["ipython==7.34.0", "ipywidgets==7.7.1", "tiktoken==0.14.0", "anywidget==0.9.21"]
+# No tiktoken: Colab's TPU image has none, so the first cell has to bring it.
+COLAB = ["ipython==7.34.0", "ipywidgets==7.7.1", "anywidget==0.9.21"]
 OTHERS = ["safetensors", "huggingface_hub", "tqdm", "regex", "matplotlib", "numpy", "ipykernel", "nbconvert"]
-CHAPTERS = sorted(path.stem for path in (address.ROOT / "notebooks").glob("*.ipynb"))
+CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 LAST = """\
 import IPython, ipywidgets, torch, dpo_core
 from dpo_core.course.widgets.pair_labeler import PairLabeler
@@ -61,16 +62,17 @@ class Colab:
 
 @pytest.fixture(scope="module")
 def colab(tmp_path_factory) -> Colab:
-    """The environment before the course is there, and the course in a repository from which pip can take it."""
+    """The environment before the course is there, and a repository that has the course under a release's tag alone."""
     made = Colab(tmp_path_factory.mktemp("colab"))
     made.run(sys.executable, "-m", "venv", made.environment)
     made.python("-m", "pip", "install", "-q", f"torch=={torch.__version__.split('+')[0]}", *COLAB, *OTHERS)
     repo = made.folder / "repo"
-    shutil.copytree(address.ROOT / "dpo_core", repo / "dpo_core", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "dpo_core", repo / "dpo_core", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(address.ROOT / name, repo)
+        shutil.copy(ROOT / name, repo)
     identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
-    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "The course"]):
+    commit = [*identity, "commit", "-qm", "A change"]
+    for command in (["init", "-q"], ["add", "."], commit, ["tag", "v1.2.3"], ["rm", "-rq", "dpo_core"], commit):
         made.run("git", "-C", repo, *command)
     return made
 
@@ -78,10 +80,12 @@ def colab(tmp_path_factory) -> Colab:
 @pytest.fixture(scope="module")
 def installed(colab) -> Colab:
     """The environment after the first cell of a chapter has run; its last cell looked at what is there."""
-    first = nbformat.v4.new_code_cell(address.first_cell((colab.folder / "repo").as_uri()))
+    address = f"file://localhost{colab.folder / 'repo'}"  # older pips want a host
+    first = nbformat.v4.new_code_cell(Published(address, "1.2.3").first_cell)
     notebook = nbformat.v4.new_notebook(cells=[first, nbformat.v4.new_code_cell(LAST)])
     cells = nbformat.read(colab.execute(notebook, "first_cell"), as_version=4).cells
     assert "tier: pocket" in str(cells[0].outputs)
+    colab.python("-c", "import tiktoken")
     shell, widgets, kept_torch, place = cells[-1].outputs[0]["text"].split()
     assert (shell, widgets, kept_torch) == ("7.34.0", "7.7.1", torch.__version__)
     assert Path(place).is_relative_to(colab.environment)
@@ -90,9 +94,9 @@ def installed(colab) -> Colab:
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_chapter_runs_where_only_the_package_is_and_says_what_is_stored(installed, chapter):
-    stored = address.ROOT / "notebooks" / f"{chapter}.ipynb"
+    stored = ROOT / "notebooks" / f"{chapter}.ipynb"
     before = installed.package()
     executed = installed.execute(nbformat.read(stored, as_version=4), chapter)
     assert installed.package() == before, "the chapter writes into the installed package"
-    sanitize = (address.ROOT / "tests" / "sanitize.cfg").read_text(encoding="utf-8")
+    sanitize = (ROOT / "tests" / "sanitize.cfg").read_text(encoding="utf-8")
     assert notebook_differences(stored, executed, sanitize) == []

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import anywidget
 import traitlets
 
+from dpo_core.course.drive import DriveCopy
 from dpo_core.course.labeling import LabelSession, Turn
 from dpo_core.course.verdicts import VERDICTS, Comparison
 from dpo_core.course.widgets.embed import IMPORT, embed
@@ -30,8 +31,8 @@ def _source(*names: str) -> str:
 class PairLabeler(anywidget.AnyWidget):
     """Shows a ``LabelSession``: keys ← and → for the better side, T for a tie, S to skip, U to undo.
 
-    The session is ``session``; what is decided there by code is shown, too. Where a notebook is only read, as in the
-    book, the first pairs can be tried out.
+    The session is ``session``; what is decided there by code is shown, too. On Colab a copy is kept on Drive, if it is
+    mounted. Where a notebook is only read, as in the book, the first pairs can be tried out.
 
     Args:
         path: as of ``LabelSession``.
@@ -67,10 +68,12 @@ class PairLabeler(anywidget.AnyWidget):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        self.copy = DriveCopy(path)
+        notes = ["Your labels of an earlier runtime are back from Drive."] if self.copy.fetch() else []
         self.session = self.sessions(path, comparisons, labeller=labeller, rubric=rubric, seed=seed)
         self.session.on_change = self._show
         self.on_msg(self._on_message)
-        self._show(" ".join(self.session.notes))
+        self._show(" ".join([*notes, *self.session.notes]))
 
     def _actions(self) -> dict[str, Callable[[], Any]]:
         """What can be done now, by name."""
@@ -95,6 +98,7 @@ class PairLabeler(anywidget.AnyWidget):
             self._show(str(error))
 
     def _show(self, message: str = "") -> None:
+        self.copy.update()
         session, turn = self.session, self.session.turn
         judged, total = session.progress()
         second_pass = turn.second_pass if turn else session.again
@@ -115,13 +119,12 @@ class PairLabeler(anywidget.AnyWidget):
 
     def _message(self) -> str:
         session = self.session
-        if not session.verdicts:
-            return "Every choice is saved at once."
-        parts = [f"{len(session.verdicts)} saved in {session.path.name}."]
+        saved = f"{len(session.verdicts)} saved in {session.path.name}."
+        parts = [saved if session.verdicts else "Every choice is saved at once.", self.copy.where()]
         if not session.turn:
             parts.append(", ".join(f"{verdict} {session.counts()[verdict]}" for verdict in VERDICTS) + ".")
             parts += [f"Second pass: {agreement}." for agreement in [session.agreement()] if agreement]
-        return " ".join(parts)
+        return " ".join(filter(None, parts))
 
     def __repr__(self) -> str:
         judged, total = self.session.progress()
