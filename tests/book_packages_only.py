@@ -1,4 +1,4 @@
-"""Run a module as if none but the book's packages were installed: ``python tests/book_packages_only.py MODULE ...``.
+"""Run a program as if none but the book's packages were installed: ``python tests/book_packages_only.py PROGRAM ...``.
 
 Whatever ``make test`` adds to the environment of ``make book`` cannot be imported then. Of a package that neither lock
 file knows nothing is said, as other versions of Python may need one more.
@@ -7,10 +7,9 @@ file knows nothing is said, as other versions of Python may need one more.
 from __future__ import annotations
 
 import re
-import runpy
 import sys
 from importlib.abc import MetaPathFinder
-from importlib.metadata import packages_distributions
+from importlib.metadata import entry_points, packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -45,4 +44,5 @@ class Refusal(MetaPathFinder):
 if __name__ == "__main__":
     sys.meta_path.insert(0, Refusal())
     sys.argv = sys.argv[1:]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    (program,) = entry_points(group="console_scripts", name=sys.argv[0])
+    sys.exit(program.load()())

@@ -10,7 +10,10 @@ from sphinx.util.docutils import SphinxDirective
 
 
 class Explorer(SphinxDirective):
-    """``{explorer} run``, as a chapter's cell would show it; or ``loss``, with the sentence that stands there at first."""
+    """``{explorer} run`` or ``loss``, as a chapter's cell would show it.
+
+    Until a script has run, a summary stands there. That of the loss takes torch to compute; it is the content here.
+    """
 
     required_arguments = 1
     has_content = True

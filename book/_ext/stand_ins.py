@@ -1,7 +1,8 @@
 """Lets the book be built without torch, which brings gigabytes: its pages need names, signatures and docstrings only.
 
-Each name of such a package is an empty class here. Sphinx's own ``autodoc_mock_imports`` puts objects there instead, and
-a class that inherits from one of those loses its signature. What would compute with an empty class fails.
+Every name of such a package is an empty class here, with which nothing can be computed. Sphinx's own
+``autodoc_mock_imports`` puts objects there; a class that inherits from one loses its signature, and a decorated function
+its source. The build uses stand-ins where torch is installed, too, so that the book is the same everywhere.
 """
 
 from __future__ import annotations
@@ -23,16 +24,13 @@ class Name(type):
     """The type of the empty classes: a name looked up on one is another, as in ``torch.autograd.Function``."""
 
     def __getattr__(cls, name: str) -> Name:
-        made_up = cls.__module__.partition(".")[0] in PACKAGES  # but no class of ours that inherits from one
-        if made_up and not name.startswith("__"):
-            return stand_in(f"{cls.__module__}.{cls.__name__}", name)
-        raise AttributeError(name)
+        return stand_in(repr(cls), name)
 
     def __repr__(cls) -> str:
-        return f"{cls.__module__}.{cls.__name__}"
+        return f"{cls.__module__}.{cls.__qualname__}"  # as torch shows torch.float32
 
 
-# No docstring, or whatever inherits from a stand-in would show it for its own.
+# No docstring: what inherits from a stand-in would show it for its own.
 class Empty(metaclass=Name):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -45,8 +43,6 @@ class StandIn(ModuleType):
     """A module in which every name is an empty class."""
 
     def __getattr__(self, name: str) -> Name:
-        if name.startswith("__"):
-            raise AttributeError(name)
         return stand_in(self.__name__, name)
 
 
@@ -64,12 +60,14 @@ class Importer(MetaPathFinder, Loader):
 
 
 def stand_in(module: str, name: str) -> Name:
-    """An empty class."""
+    """Make an empty class of this name; what Python itself looks for is not there."""
+    if name.startswith("__"):
+        raise AttributeError(name)
     return Name(name, (Empty,), {"__module__": module})
 
 
 def install() -> None:
-    """From now on this process imports the library of this checkout, and stand-ins for the packages under it."""
+    """From now on import the library of this checkout, and stand-ins for the packages under it."""
     sys.path.insert(0, str(ROOT))
     sys.meta_path.insert(0, Importer())
 
