@@ -1,8 +1,8 @@
 """Lets the book be built without torch, which brings gigabytes: its pages need names, signatures and docstrings only.
 
 Every name of such a package is an empty class here, with which nothing can be computed. Sphinx's own
-``autodoc_mock_imports`` puts objects there: a class that inherits from one loses its signature, a decorated function its
-source. The build uses stand-ins where torch is installed, too, so that the book is the same everywhere.
+``autodoc_mock_imports`` puts objects there: a class that inherits from one loses its signature, a decorated function
+its source. The build uses stand-ins where torch is installed, too, so that the book is the same everywhere.
 """
 
 from __future__ import annotations
