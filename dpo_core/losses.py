@@ -96,7 +96,7 @@ class PairLogps:
 
 
 # The pair on which the docstrings compute: c = 1, l = -1, h = 2, z0 = 0.5.
-EXAMPLE = PairLogps(*torch.tensor([[-10.0], [-12.0], [-11.0], [-11.0], [2.0], [4.0], [0.5]]))
+EXAMPLE = PairLogps(*(torch.tensor([value]) for value in (-10.0, -12.0, -11.0, -11.0, 2.0, 4.0, 0.5)))
 
 
 Loss = Callable[[PairLogps, float], PairLoss]  # what a trainer calls with log-probs and beta

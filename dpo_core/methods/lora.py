@@ -94,6 +94,7 @@ class LoRALinear(nn.Linear):
         self.lora_B = nn.Parameter(self.weight.new_zeros(self.out_features, config.rank))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features), with what the adapter adds unless it is off."""
         y = super().forward(x)
         return y + self.config.scale * F.linear(F.linear(x, self.lora_A), self.lora_B) if self.on else y
 

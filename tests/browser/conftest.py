@@ -40,7 +40,7 @@ class Book:
 
 @pytest.fixture(scope="session")
 def book(tmp_path_factory, chromium) -> Book:
-    """The book from stored outputs, in a temporary folder; built once, also where tests run in several processes."""
+    """The book from stored outputs, built with the packages of ``make book`` alone, once for all processes of tests."""
     pytest.importorskip("jupyter_book", reason="the book's tools are not installed: pip install -r requirements.txt")
     if built := os.environ.get("BOOK_HTML"):  # while one works on pages: a build that is there already
         return Book(Path(built), 0, "")
@@ -52,8 +52,8 @@ def book(tmp_path_factory, chromium) -> Book:
     with (out / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
-            program = Path(sys.executable).with_name("jupyter-book")
-            command = [str(program), "build", str(ROOT), "--path-output", str(out)]
+            program = [sys.executable, str(ROOT / "tests" / "book_packages_only.py"), "jupyter-book"]
+            command = [*program, "build", str(ROOT), "--path-output", str(out)]
             environment = {k: v for k, v in os.environ.items() if not k.startswith("GITHUB_")}
             run = subprocess.run([*command, "-W", "--keep-going"], env=environment, capture_output=True, text=True)
             (out / "log").write_text(run.stdout + run.stderr, encoding="utf-8")
