@@ -29,17 +29,17 @@ sys.path.append(str(ROOT))
 
 from benchmarks.machine import provenance  # noqa: E402
 from dpo_core.config import DPOConfig  # noqa: E402
-from dpo_core.device import best_device  # noqa: E402
-from dpo_core.evaluate import answer_kl  # noqa: E402
+from dpo_core.formats.pairs import PreferencePair  # noqa: E402
 from dpo_core.generate import generate  # noqa: E402
-from dpo_core.lora import LoRAConfig, add_lora  # noqa: E402
-from dpo_core.losses import LOSSES  # noqa: E402
+from dpo_core.kernels.device import best_device  # noqa: E402
+from dpo_core.lm.pretrain import LMConfig, train_lm  # noqa: E402
+from dpo_core.lm.sft import Example, sft_documents  # noqa: E402
+from dpo_core.methods.family import LOSSES  # noqa: E402
+from dpo_core.methods.lora import LoRAConfig, add_lora  # noqa: E402
 from dpo_core.model import GPT, GPTConfig  # noqa: E402
-from dpo_core.pairs import PreferencePair  # noqa: E402
-from dpo_core.pretrain import LMConfig, train_lm  # noqa: E402
-from dpo_core.sft import Example, sft_documents  # noqa: E402
+from dpo_core.study.evaluate import answer_kl  # noqa: E402
 from dpo_core.tokenizer import load_tokenizer  # noqa: E402
-from dpo_core.trainer import DPOTrainer  # noqa: E402
+from dpo_core.trainers import trainer_for  # noqa: E402
 
 SECONDS = 480  # for all of it
 EXACT, HALF = 1e-3, 5e-2  # how far a loss may be from the CPU's, in parts of it, in float32 and in 16 bits
@@ -94,7 +94,7 @@ class Bench:
             "val_share": 0.2,
         }
         config = DPOConfig(**defaults | settings)
-        trainer = DPOTrainer(self.model(device, rank), load_tokenizer("pocket"), PAIRS, config, output)
+        trainer = trainer_for(config.loss)(self.model(device, rank), load_tokenizer("pocket"), PAIRS, config, output)
         return trainer.train(progress=False, resume=resume).column("loss")[1]
 
     def resumed(self, device: torch.device) -> list[float]:

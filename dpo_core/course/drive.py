@@ -11,7 +11,7 @@ import sys
 from itertools import chain, count
 from pathlib import Path
 
-from dpo_core.files import why
+from dpo_core.formats.files import reason
 
 __all__ = ["DriveCopy"]
 
@@ -54,7 +54,7 @@ class DriveCopy:
             shutil.copyfile(copy, self.path)
             return True
         except OSError as error:
-            self.trouble = why(error)
+            self.trouble = reason(error)
             return False
 
     def update(self) -> None:
@@ -70,7 +70,7 @@ class DriveCopy:
                 shutil.copyfile(exported, self.place.with_suffix(".pairs.jsonl"))
             self.trouble = ""
         except OSError as error:
-            self.trouble = why(error)
+            self.trouble = reason(error)
 
     def where(self) -> str:
         """A sentence on where the log is and whether it will last, or nothing on a machine that keeps its disk."""
