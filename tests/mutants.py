@@ -118,12 +118,12 @@ MUTANTS = [
         "F.cross_entropy(logits.float(), targets", "F.cross_entropy(logits, targets",
     ),
     mutant(
-        "the head's gradient has the wrong sign", "logprobs.py", "logprobs",
+        "the head's gradient has the wrong sign", "kernels/head.py", "logprobs",
         "slope.scatter_add_(1, targets[part, None], grad[part, None])",
         "slope.scatter_add_(1, targets[part, None], -grad[part, None])",
     ),
     mutant(
-        "only the first chunk reaches the head's gradient", "logprobs.py", "logprobs",
+        "only the first chunk reaches the head's gradient", "kernels/head.py", "logprobs",
         "grad_weight += slope.T @ states[part]", "grad_weight += slope.T @ states[part] if part.start == 0 else 0",
     ),
     mutant(
