@@ -79,21 +79,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, bias: Tensor | No
     return scaled_dot_product_attention(q, k, v, bias, dropout).transpose(1, 2)
 
 
-def with_cache(attend: Attend, cache: KVCache, layer: int) -> Attend:
-    """Let queries see the keys of earlier calls, too.
-
-    Args:
-        attend: mixes the values.
-        cache: keys and values so far; gets the new ones.
-        layer: whose they are.
-    Returns:
-        A function that is called as ``attend`` is.
-
-    >>> q, cache = torch.zeros(1, 1, 1, 4), []
-    >>> mixed = [with_cache(partial(attention, bias=torch.zeros(())), cache, 0)(q, q, q + i, 0.0) for i in range(3)]
-    >>> mixed[-1].flatten()  # the mean of 0, 1 and 2
-    tensor([1., 1., 1., 1.])
-    """
+def _with_cache(attend: Attend, cache: KVCache, layer: int) -> Attend:
+    """Let queries see the keys of earlier calls, too; the cache gets the new ones."""
 
     def attend_to_all(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         if layer < len(cache):
@@ -226,7 +213,7 @@ class GPT(nn.Module):
             attend = partial(attention, bias=bias)
         x = F.dropout(self.wte(ids) + self.wpe(positions), self.config.dropout, self.training)  # (B, T, C)
         for layer, block in enumerate(self.h):
-            x = block(x, attend if cache is None else with_cache(attend, cache, layer))
+            x = block(x, attend if cache is None else _with_cache(attend, cache, layer))
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

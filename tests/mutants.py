@@ -118,12 +118,12 @@ MUTANTS = [
         "F.cross_entropy(logits.float(), targets", "F.cross_entropy(logits, targets",
     ),
     mutant(
-        "the head's gradient has the wrong sign", "logprobs.py", "logprobs",
+        "the head's gradient has the wrong sign", "kernels/head.py", "logprobs",
         "slope.scatter_add_(1, targets[part, None], grad[part, None])",
         "slope.scatter_add_(1, targets[part, None], -grad[part, None])",
     ),
     mutant(
-        "only the first chunk reaches the head's gradient", "logprobs.py", "logprobs",
+        "only the first chunk reaches the head's gradient", "kernels/head.py", "logprobs",
         "grad_weight += slope.T @ states[part]", "grad_weight += slope.T @ states[part] if part.start == 0 else 0",
     ),
     mutant(
@@ -142,8 +142,7 @@ MUTANTS = [
     ),
     mutant(
         "the chosen answer's end predicts the rejected one's start", "data.py", "data logprobs",
-        "(*range(p - 1, p + c - 1), p - 1, *range(p + c, p + c + r - 1))",
-        "(*range(p - 1, p + c - 1), p + c - 1, *range(p + c, p + c + r - 1))",
+        "[p - 1, *range(p + c, p + c + r)]", "[p + c - 1, *range(p + c, p + c + r)]",
     ),
     mutant(
         "answers have no end of text", "data.py", "data",
@@ -427,7 +426,7 @@ MUTANTS = [
     ),
     # The model
     mutant(
-        "a token sees what follows", "model.py", "model logprobs",
+        "a token sees what follows", "kernels/attention.py", "model logprobs",
         "attn_mask=bias, is_causal=bias is None, dropout_p=dropout", "attn_mask=bias, dropout_p=dropout",
     ),
     # What reads the curves

@@ -452,32 +452,6 @@ def test_the_initialisation_is_gpt2s():
         assert not part.c_proj.bias.any()
 
 
-def attended(mask, dtype, heads=3, width=9, size=8):
-    """Values and gradients of ``attention`` on the same random numbers."""
-    generator = torch.Generator().manual_seed(0)
-    parts = [torch.randn(2, width, heads, size, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
-    mixed = attention(*parts, 0.0, mask if mask is None else attention_bias(mask, dtype))
-    mixed.float().pow(2).sum().backward()
-    return [mixed, *(part.grad for part in parts)]
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_in_bf16_is_that_in_float32(masked):
-    mask = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(1)) < 0.5
-    mask = (mask.tril() | torch.eye(9, dtype=torch.bool)) if masked else None
-    for low, full in zip(attended(mask, torch.bfloat16), attended(mask, torch.float32)):
-        torch.testing.assert_close(low.float(), full, rtol=0.05, atol=0.05)
-
-
-@pytest.mark.parametrize("width", [1, 8, 13, 37])
-def test_rows_of_the_bias_begin_at_multiples_of_eight_numbers(width):
-    """Else CUDA's kernel copies the bias in each layer."""
-    mask = torch.rand(2, 1, width, width, generator=torch.Generator().manual_seed(0)) < 0.5
-    bias = attention_bias(mask, torch.float32)
-    assert bias.stride(-1) == 1 and all(stride % 8 == 0 for stride in bias.stride()[:-1])
-    assert torch.equal(bias, torch.zeros(mask.shape).masked_fill(~mask, -torch.inf))
-
-
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_all_layers_share_one_bias_of_the_dtype_they_compute_in(precision, monkeypatch):
     """A mask would be turned into one in each layer, and kept there for the backward pass."""
@@ -493,15 +467,3 @@ def test_all_layers_share_one_bias_of_the_dtype_they_compute_in(precision, monke
         model(ids, mask=torch.ones(9, 9, dtype=torch.bool).tril())
     assert len(seen) == model.config.n_layer > 1 and len(set(seen)) == 1
     assert seen[0][1] == seen[0][2] == DTYPES[precision]
-
-
-def test_padding_left_out_changes_nothing(tiny_model):
-    ids = random_ids(3, 12)
-    lengths = torch.tensor([12, 5, 9])
-    tokens = torch.arange(12) < lengths[:, None]
-    mask = torch.ones(12, 12, dtype=torch.bool).tril().expand(3, 1, 12, 12)
-    positions = torch.arange(12).expand(3, 12)
-    whole = tiny_model.hidden(ids, positions, mask)[tokens]
-    attend = without_padding(mask, tokens.flatten().nonzero().flatten(), torch.float32)
-    packed = tiny_model.hidden(ids[tokens], positions[tokens], attend=attend)
-    torch.testing.assert_close(packed, whole, rtol=1e-5, atol=1e-5)
