@@ -11,8 +11,6 @@ import sys
 from itertools import chain, count
 from pathlib import Path
 
-from dpo_core.files import why
-
 __all__ = ["DriveCopy"]
 
 DRIVE = Path("/content/drive/MyDrive")  # where Colab's button mounts it
@@ -54,7 +52,7 @@ class DriveCopy:
             shutil.copyfile(copy, self.path)
             return True
         except OSError as error:
-            self.trouble = why(error)
+            self.trouble = error.strerror or str(error)
             return False
 
     def update(self) -> None:
@@ -70,7 +68,7 @@ class DriveCopy:
                 shutil.copyfile(exported, self.place.with_suffix(".pairs.jsonl"))
             self.trouble = ""
         except OSError as error:
-            self.trouble = why(error)
+            self.trouble = error.strerror or str(error)
 
     def where(self) -> str:
         """A sentence on where the log is and whether it will last, or nothing on a machine that keeps its disk."""
