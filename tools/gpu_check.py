@@ -201,7 +201,7 @@ def check_engine(quick: bool, until: float) -> dict[str, Any]:
     """Time a step on both lengths, beside what else is installed."""
     others = ["textbook"] if find_spec("transformers") else []
     others += ["TRL default", "TRL best"] if find_spec("trl") and not quick else []
-    size = ["--passes", 1, "--rounds", 1, *(["--model", "tiny", "--pairs", 4] if quick else [])]
+    size = ["--passes", 1, "--rounds", 1, "--no-profile", *(["--model", "tiny", "--pairs", 4] if quick else [])]
 
     def timed(data: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
