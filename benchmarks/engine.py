@@ -465,6 +465,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--same-numbers", type=int, default=0, metavar="STEPS", help="compare this many float32 steps")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--no-profile", action="store_true", help="leave out what a step's time goes into")
     parser.add_argument("--as-it-comes", type=int, metavar="STEPS", help="of TRL's defaults; fewer where bf16 is slow")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -530,7 +531,7 @@ def main() -> None:
                 }
                 for name, entries in logs.items()
             },
-            "profile": measured("profile", work, folder),
+            "profile": None if options.no_profile else measured("profile", work, folder),
             "same_numbers": numbers,
         }
         file = options.results / f"engine_{options.name}.json"

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 import dpo_core.model
 from dpo_core.errors import InputError
 from dpo_core.formats.hf_layout import PUBLISHED
-from dpo_core.kernels.attention import attention_bias, without_padding
 from dpo_core.kernels.precision import DTYPES, autocast
 from dpo_core.model import GPT, GPTConfig, attention
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
@@ -134,9 +135,8 @@ def gap(ours: Sequence[float], theirs: Sequence[float]) -> float:
     >>> gap([1.0], [1.0, 2.0])
     inf
     """
-    if len(ours) != len(theirs):
-        return float("inf")
-    return max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(ours, theirs))
+    apart = [abs(a - b) / max(1.0, abs(b)) for a, b in zip(ours, theirs)]
+    return max(apart) if len(ours) == len(theirs) and all(map(math.isfinite, apart)) else math.inf
 
 
 def ways(bench: Bench) -> dict[str, tuple[Callable[[torch.device], list[float]], float]]:
@@ -201,7 +201,7 @@ def check_engine(quick: bool, until: float) -> dict[str, Any]:
     """Time a step on both lengths, beside what else is installed."""
     others = ["textbook"] if find_spec("transformers") else []
     others += ["TRL default", "TRL best"] if find_spec("trl") and not quick else []
-    size = ["--passes", 1, "--rounds", 1, *(["--model", "tiny", "--pairs", 4] if quick else [])]
+    size = ["--passes", 1, "--rounds", 1, "--no-profile", *(["--model", "tiny", "--pairs", 4] if quick else [])]
 
     def timed(data: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:

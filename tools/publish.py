@@ -108,11 +108,12 @@ class Published:
 
     def outdated(self, root: Path = ROOT) -> bool:
         """Whether the tag of this version is there and has another library than this folder."""
-        git = ["git", "-C", str(root)]
-        known = (
-            self.tag and not subprocess.run([*git, "rev-parse", "-q", "--verify", f"refs/tags/{self.tag}"]).returncode
-        )
-        return bool(known and subprocess.run([*git, "diff", "--quiet", self.tag, "--", "dpo_core"]).returncode)
+
+        def succeeds(*arguments: str) -> bool:
+            return not subprocess.run(["git", "-C", str(root), *arguments], capture_output=True).returncode
+
+        known = bool(self.tag) and succeeds("rev-parse", "--verify", f"refs/tags/{self.tag}")
+        return known and not succeeds("diff", "--quiet", self.tag, "--", "dpo_core")
 
 
 def address(url: str, root: Path = ROOT) -> str:
