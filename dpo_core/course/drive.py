@@ -11,11 +11,8 @@ import sys
 from itertools import chain, count
 from pathlib import Path
 
-<<<<<<< HEAD
 from dpo_core.formats.files import reason
 
-=======
->>>>>>> h3
 __all__ = ["DriveCopy"]
 
 DRIVE = Path("/content/drive/MyDrive")  # where Colab's button mounts it
@@ -57,11 +54,7 @@ class DriveCopy:
             shutil.copyfile(copy, self.path)
             return True
         except OSError as error:
-<<<<<<< HEAD
             self.trouble = reason(error)
-=======
-            self.trouble = error.strerror or str(error)
->>>>>>> h3
             return False
 
     def update(self) -> None:
@@ -77,11 +70,7 @@ class DriveCopy:
                 shutil.copyfile(exported, self.place.with_suffix(".pairs.jsonl"))
             self.trouble = ""
         except OSError as error:
-<<<<<<< HEAD
             self.trouble = reason(error)
-=======
-            self.trouble = error.strerror or str(error)
->>>>>>> h3
 
     def where(self) -> str:
         """A sentence on where the log is and whether it will last, or nothing on a machine that keeps its disk."""
