@@ -44,8 +44,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 LIBRARY = ("-m", "not browser", "--ignore=tests/browser", "--ignore=tests/test_colab.py", "tests", "dpo_core")
 CHAPTERS = [f"notebooks/{name}.ipynb" for name in ("05_the_loss_in_code", "06_training", "09_measuring_alignment")]
 INSTALLED = (
-    "torch numpy tiktoken safetensors huggingface_hub tqdm matplotlib ipywidgets anywidget ipython pytest nbval nbconvert"
-    " transformers hypothesis"
+    "torch numpy tiktoken safetensors huggingface_hub tqdm matplotlib ipywidgets anywidget ipython pytest nbval"
+    " nbconvert transformers hypothesis"
 ).split()
 
 
@@ -70,11 +70,6 @@ def run(settings: dict[str, str], *what: str) -> dict[str, int]:
     return {"passed": counts["passed"], "failed": failed, **skipped, "seconds": round(time.monotonic() - started)}
 
 
-def workers(settings: dict[str, str]) -> tuple[str, ...]:
-    """Two processes where each has one thread."""
-    return ("-n", "2", "--dist", "loadfile") if settings == ONE_THREAD else ()
-
-
 def keep(file: Path, commit: str, rows: dict[str, Any], command: str) -> None:
     made = provenance() | {"command": command, "commit": commit}
     file.write_text(json.dumps(made | {"regimes": rows}, indent=2) + "\n", encoding="utf-8")
@@ -88,8 +83,8 @@ def regimes(names: list[str], commit: str) -> None:
         if name in rows and not names:
             continue
         settings = REGIMES[name]
-        pair = workers({"OMP_NUM_THREADS": settings.get("OMP_NUM_THREADS", "")})
-        rows[name] = run(settings, *NBVAL, *pair, "notebooks") | {"settings": settings}
+        workers = ("-n", "2", "--dist", "loadfile") if settings.get("OMP_NUM_THREADS") == "1" else ()
+        rows[name] = run(settings, *NBVAL, *workers, "notebooks") | {"settings": settings}
         print(f"{name:18} {rows[name]['passed']:4} passed {rows[name]['failed']:3} failed {rows[name]['seconds']:5} s")
         keep(RESULTS, commit, rows, "python tools/regimes.py")
 
