@@ -7,11 +7,14 @@ from types import ModuleType
 
 import pytest
 
+import tools.mutation.mistake as mistakes
+from tools.mutation import operators, syntax
 from tools.mutation.chapters import CHAPTERS
 from tools.mutation.mistake import ROOT, in_chapter, mistake, mutant, read_module
+from tools.mutation.operators import mutants
 from tools.mutation.planted import PLANTED
 from tools.mutation.run import chapter_failure, first_failure
-from tools.mutation.syntax import NotFound, drop, drop_context, drop_keyword, mutants, never, plant, swap, uncall
+from tools.mutation.syntax import NotFound, drop, drop_context, drop_keyword, never, plant, swap, uncall
 
 BY_NAME = {each.name: each for each in PLANTED}
 IN_CELLS = [each for mistakes in CHAPTERS.values() for each in mistakes if in_chapter(each.modules[0])]
@@ -23,6 +26,11 @@ def test_a_planted_mistake_finds_its_place(planted):
         compile(planted.planted(module, read_module), module, "exec")
     assert all((ROOT / "tests" / f"test_{name}.py").is_file() for name in planted.tests)
     assert planted.tests or in_chapter(planted.modules[0])
+
+
+@pytest.mark.parametrize("module", [syntax, operators, mistakes], ids=lambda module: module.__name__)
+def test_the_tools_own_examples(module):
+    assert doctest.testmod(module).failed == 0 < doctest.testmod(module).attempted
 
 
 class Reworded(ast.NodeTransformer):

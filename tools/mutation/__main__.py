@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from benchmarks.machine import provenance
 from tools.mutation.chapters import CHAPTERS
 from tools.mutation.mistake import ROOT, Mistake, mutant, read_module
+from tools.mutation.operators import mutants
 from tools.mutation.planted import PLANTED
 from tools.mutation.run import chapter_failure, check_hook, first_failure
-from tools.mutation.syntax import mutants
 
 RECORD = ROOT / "benchmarks" / "results" / "mutation.json"
 MODULES = {  # the tests that a module's mutants have to get past, besides its own examples

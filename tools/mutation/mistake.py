@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.mutation.syntax import Edit, NotFound, operated, plant
+from tools.mutation.operators import operated
+from tools.mutation.syntax import Edit, NotFound, plant
 
 __all__ = ["Mistake", "ROOT", "in_chapter", "mistake", "mutant", "read_module", "source_file"]
 
