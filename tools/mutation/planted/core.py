@@ -46,15 +46,15 @@ CORE = [
     ),
     mistake(
         "the robust loss is the conservative one", "losses",
-        "dpo_core.losses:robust", swap("(1 - _s) * _r - _s * _f", "(1 - _s) * _r + _s * _f"),
+        "dpo_core.methods.family:robust", swap("(1 - _s) * _r - _s * _f", "(1 - _s) * _r + _s * _f"),
     ),
     mistake(
         "IPO takes sums for averages", "losses",
-        "dpo_core.losses:ipo", swap("_c / _n - _r / _m", "_c - _r"),
+        "dpo_core.methods.family:ipo", swap("_c / _n - _r / _m", "_c - _r"),
     ),
     mistake(
         "SimPO's margin is multiplied by beta", "losses",
-        "dpo_core.losses:simpo", swap("_m - gamma", "_m - beta * gamma"),
+        "dpo_core.methods.family:simpo", swap("_m - gamma", "_m - beta * gamma"),
     ),
     mistake("the rewards keep their gradient", "losses", "dpo_core.losses:dpo_loss", uncall("detach")),
     # Log-probabilities
@@ -157,11 +157,11 @@ CORE = [
     ),
     mistake(
         "the reader swaps the labels", "data",
-        "dpo_core.pairs:_read_messages", swap("('chosen', 'rejected')", "('rejected', 'chosen')"),
+        "dpo_core.formats.pairs:_read_messages", swap("('chosen', 'rejected')", "('rejected', 'chosen')"),
     ),
     mistake(
         "the reader swaps HH-RLHF's labels", "data",
-        "dpo_core.pairs:_cut_dialogue", swap("(_p, _c, _r)", "(_p, _r, _c)"),
+        "dpo_core.formats.pairs:_cut_dialogue", swap("(_p, _c, _r)", "(_p, _r, _c)"),
     ),
     # Metrics
     mistake(
@@ -190,46 +190,46 @@ CORE = [
     # The exactly solvable world
     mistake(
         "Z leaves the reference out", "tabular",
-        "dpo_core.tabular:log_partition", swap("(_p + _r / _b).logsumexp(-1)", "(_r / _b).logsumexp(-1)"),
+        "dpo_core.study.tabular:log_partition", swap("(_p + _r / _b).logsumexp(-1)", "(_r / _b).logsumexp(-1)"),
     ),
     mistake(
         "beta is upside down at the optimum", "tabular",
-        "dpo_core.tabular:log_partition", swap("_r / beta", "_r * beta"),
-        "dpo_core.tabular:optimal_policy", swap("_r / beta", "_r * beta"),
+        "dpo_core.study.tabular:log_partition", swap("_r / beta", "_r * beta"),
+        "dpo_core.study.tabular:optimal_policy", swap("_r / beta", "_r * beta"),
     ),
     mistake(
         "the KL term is a reward", "tabular",
-        "dpo_core.tabular:rlhf_objective", swap("_a - beta * _k", "_a + beta * _k"),
+        "dpo_core.study.tabular:rlhf_objective", swap("_a - beta * _k", "_a + beta * _k"),
     ),
     mistake(
         "KL is taken the other way round", "tabular",
-        "dpo_core.tabular:kl_divergence", swap("_p.exp() * (_p - _q)", "_q.exp() * (_q - _p)"),
+        "dpo_core.study.tabular:kl_divergence", swap("_p.exp() * (_p - _q)", "_q.exp() * (_q - _p)"),
     ),
     mistake(
         "the implied reward has no beta", "tabular",
-        "dpo_core.tabular:implied_rewards", swap("beta * _a", "_a"),
+        "dpo_core.study.tabular:implied_rewards", swap("beta * _a", "_a"),
     ),
     mistake(
         "the worse answer is preferred", "tabular",
-        "dpo_core.tabular:preference_probs", swap("_a - _b", "_b - _a"),
+        "dpo_core.study.tabular:preference_probs", swap("_a - _b", "_b - _a"),
     ),
     # Measuring
     mistake(
         "the sampled KL is of the reference", "evaluate",
-        "dpo_core.evaluate:_answer_kl", swap("_p.exp() * (_p - _q)", "_q.exp() * (_q - _p)"),
+        "dpo_core.study.evaluate:_answer_kl", swap("_p.exp() * (_p - _q)", "_q.exp() * (_q - _p)"),
     ),
     mistake(
         "the sampled KL counts the prompt", "evaluate",
-        "dpo_core.evaluate:_answer_kl", swap("_c >= len(_p) - 1", "_c >= 0"),
+        "dpo_core.study.evaluate:_answer_kl", swap("_c >= len(_p) - 1", "_c >= 0"),
     ),
     mistake(
         "Wilson's interval is the textbook one", "evaluate",
-        "dpo_core.evaluate:wilson_interval", swap("_s + _z * _z / (2 * _n)", "_s"),
+        "dpo_core.study.evaluate:wilson_interval", swap("_s + _z * _z / (2 * _n)", "_s"),
     ),
-    mistake("all wins end below 1", "evaluate", "dpo_core.evaluate:wilson_interval", never("wins == n")),
+    mistake("all wins end below 1", "evaluate", "dpo_core.study.evaluate:wilson_interval", never("wins == n")),
     mistake(
         "prompts are not drawn in pairs", "evaluate",
-        "dpo_core.evaluate:paired_bootstrap", swap("_s(_a) - _s(_b)", "_s(_a) - _s(_b)[torch.randperm(len(_b))]"),
+        "dpo_core.study.evaluate:paired_bootstrap", swap("_s(_a) - _s(_b)", "_s(_a) - _s(_b)[torch.randperm(len(_b))]"),
     ),
     mistake(
         "answers run on after their end", "generate",

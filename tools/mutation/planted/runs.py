@@ -60,7 +60,7 @@ RUNS = [
     # KTO
     mistake(
         "kto's reference point is of the answers' own prompts", "trainer_losses",
-        "dpo_core.kto:mismatched_pairs",
+        "dpo_core.methods.kto:mismatched_pairs",
         swap("replace(_e, prompt=_f[_j].prompt[-_r:])", "replace(_e, prompt=_e.prompt[-_r:])"),
     ),
     mistake(
@@ -91,41 +91,41 @@ RUNS = [
     ),
     mistake(
         "numbers of steps may be broken", "trainer",
-        "dpo_core.settings:Kind.takes", swap("_a if _b else self.type", "(int, float, str, object)"),
+        "dpo_core.formats.settings:Kind.takes", swap("_a if _b else self.type", "(int, float, str, object)"),
     ),
     # What is refused
-    mistake("dropout is not refused", "trainer", "dpo_core.refusals:check_model", never("model.config.dropout")),
+    mistake("dropout is not refused", "trainer", "dpo_core.runs.checks:check_model", never("model.config.dropout")),
     mistake(
         "a run may be written into a model's folder", "cli",
-        "dpo_core.refusals:check_folder", never("(_o / 'model.safetensors').exists()"),
+        "dpo_core.runs.checks:check_folder", never("(_o / 'model.safetensors').exists()"),
     ),
     mistake(
         "other weights may be trained beside an adapter", "lora",
-        "dpo_core.refusals:check_model", never("'.lora_' not in _n"),
+        "dpo_core.runs.checks:check_model", never("'.lora_' not in _n"),
     ),
     mistake(
         "a trained adapter may be switched off for the reference", "lora trainer",
-        "dpo_core.refusals:check_model", never("_l.lora_B.any()"),
+        "dpo_core.runs.checks:check_model", never("_l.lora_B.any()"),
     ),
     # Checkpoints
     mistake(
         "a checkpoint may have lost all moments", "faults",
-        "dpo_core.checkpoint:load_checkpoint", swap("_t or stepped", "_t"),
+        "dpo_core.runs.checkpoint:load_checkpoint", swap("_t or stepped", "_t"),
     ),
     mistake(
         "moments may be no numbers", "faults",
-        "dpo_core.checkpoint:load_checkpoint", swap("not _t.isfinite().all()", "False"),
+        "dpo_core.runs.checkpoint:load_checkpoint", swap("not _t.isfinite().all()", "False"),
     ),
     mistake(
         "a checkpoint may be of any step", "faults",
-        "dpo_core.checkpoint:read_state", never("0 <= _a <= _b"),
+        "dpo_core.runs.checkpoint:read_state", never("0 <= _a <= _b"),
     ),
     # Adapters
-    mistake("a merged model bears the old name", "lora", "dpo_core.lora:merge_lora", drop("model.source = ''")),
-    mistake("an adapter may have any rank", "lora", "dpo_core.lora:load_adapted", never("_r['r'] > _l")),
-    mistake("the adapter stays on in the reference", "lora", "dpo_core.lora:adapter_off", drop("_l.on = False")),
+    mistake("a merged model bears the old name", "lora", "dpo_core.methods.lora:merge_lora", drop("model.source = ''")),
+    mistake("an adapter may have any rank", "lora", "dpo_core.methods.lora:load_adapted", never("_r['r'] > _l")),
+    mistake("the adapter stays on in the reference", "lora", "dpo_core.methods.lora:adapter_off", drop("_l.on = False")),
     mistake(
         "the adapter's scale is its rank times alpha", "lora",
-        "dpo_core.lora:LoRAConfig.scale", swap("_a / _r", "_a * _r"),
+        "dpo_core.methods.lora:LoRAConfig.scale", swap("_a / _r", "_a * _r"),
     ),
 ]  # fmt: skip

@@ -25,24 +25,24 @@ WORLD = [
         "another model's encoding is taken", "trainer generate",
         "dpo_core.tokenizer:check_encoding", swap("_n in _k or _m > _v", "_m > _v"),
     ),
-    mistake("bad answers are learned", "pretrain", "dpo_core.sft:_read_example", never("_l is False")),
+    mistake("bad answers are learned", "pretrain", "dpo_core.lm.sft:_read_example", never("_l is False")),
     mistake(
         "documents without an answer are trained on", "pretrain",
-        "dpo_core.pretrain:train_lm", swap("[_d for _d in _e if len(_i) > _s]", "list(_e)"),
+        "dpo_core.lm.pretrain:train_lm", swap("[_d for _d in _e if len(_i) > _s]", "list(_e)"),
     ),
     # What reads the curves
     mistake(
         "a schedule's evaluations are compared", "diagnose",
-        "dpo_core.diagnose:Curves.__init__", never("len(_s) > 1"),
+        "dpo_core.study.diagnose:Curves.__init__", never("len(_s) > 1"),
     ),
     mistake(
         "exchanged labels are looked for in training alone", "diagnose",
-        "dpo_core.diagnose:_swapped", swap("_m <= 0 or _h or _a", "_m >= 0"),
+        "dpo_core.study.diagnose:_swapped", swap("_m <= 0 or _h or _a", "_m >= 0"),
     ),
-    mistake("every fall is harmless", "diagnose", "dpo_core.diagnose:_harmful", swap("ODD_PER_ANSWER", "1e9")),
+    mistake("every fall is harmless", "diagnose", "dpo_core.study.diagnose:_harmful", swap("ODD_PER_ANSWER", "1e9")),
     mistake(
         "odd tokens are odd to the policy", "diagnose",
-        "dpo_core.watch:_sample", swap("_next_logits(reference, _p, _i)", "_next_logits(trainer.model, _p, _i)"),
+        "dpo_core.study.watch:_sample", swap("_next_logits(reference, _p, _i)", "_next_logits(trainer.model, _p, _i)"),
     ),
     # The pocket world
     mistake(
