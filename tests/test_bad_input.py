@@ -106,9 +106,9 @@ DATA: dict[str, tuple[str | bytes, str, str, str]] = {
     "a line of 17 MB": (line(chosen="x" * (LONGEST + 1)), "data.jsonl:1:", "more than 16,777,216 bytes", "shorten"),
     "the same answers": (line(rejected="Because."), "(data.jsonl:1)", "the answers are the same", "give other pairs"),
     "the same but for the cut": (
-        line(chosen="ha " * 600, rejected="ha " * 601), "(data.jsonl:1)", "same within 256 tokens", "larger max_len",
+        line(chosen="ha " * 600, rejected="ha " * 601), "(data.jsonl:1)", "same within 256 tokens", "larger --max-len",
     ),
-    "a prompt too long": (line(prompt="Why? " * 300), "(data.jsonl:1)", "no room for answers", "a larger max_length"),
+    "a prompt too long": (line(prompt="Why? " * 300), "(data.jsonl:1)", "no room for answers", "a larger --max-length"),
     "one prompt": (GOOD * 3, "1 different prompts", "cannot be divided", "give validation pairs of their own"),
     "gz: not packed": (GOOD.encode(), "data.jsonl.gz:", "Not a gzipped file", "check the path"),
     "gz: cut off": (

@@ -493,7 +493,7 @@ def test_bad_data(here, refused, model, kind):
         "train --data pairs.jsonl --model MODEL --seed 99999999999999999999": "--seed: 99999999999999999999 is not",
         "train --data pairs.jsonl --model MODEL --label-smoothing 1": "--label-smoothing: 1 is not a number of",
         "train --data pairs.jsonl --model MODEL --val-share 1": "1 is not a number of at least 0 and below 1",
-        "train --data pairs.jsonl --model MODEL --max-length 9999": "max_length is 9999, but the model has 256",
+        "train --data pairs.jsonl --model MODEL --max-length 9999": "--max-length is 9999, but the model has 256",
         "train --data pairs.jsonl --model MODEL --precision fp8": "invalid choice: 'fp8'",
         "train --data pairs.jsonl --model MODEL --resume": "no checkpoint in dpo_checkpoints to resume from",
         "train --data pairs.jsonl --model MODEL --val lost.jsonl": "lost.jsonl: cannot be read",

@@ -289,7 +289,7 @@ def test_the_adapter_off_is_the_cached_reference(make):
     cached, off = make(), make(reference="adapter_off")
     rows = [trainer.train(progress=False).rows for trainer in (cached, off)]
     batch = collate(off.training)
-    theirs = torch.stack(list(off._reference(list(range(8)), batch)), 1)
+    theirs = torch.stack(list(off.reference_logps(list(range(8)), batch)), 1)
     torch.testing.assert_close(theirs, cached.reference["training"], rtol=1e-6, atol=0)
     assert differ(torch.stack(pair_logps(off.model, batch), 1), theirs) > 1  # it has moved, the reference has not
     assert "training" not in off.reference

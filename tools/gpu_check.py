@@ -217,7 +217,7 @@ def check_chapters(quick: bool, until: float) -> dict[str, Any]:
     sanitize = (ROOT / "tests" / "sanitize.cfg").read_text(encoding="utf-8")
 
     def compared(chapter: str) -> dict[str, Any]:
-        from compare_outputs import notebook_differences  # needs nbval, which may be missing
+        from tools.compare_outputs import notebook_differences  # needs nbval, which may be missing
 
         stored = ROOT / "notebooks" / f"{chapter}.ipynb"
         with tempfile.TemporaryDirectory() as folder:

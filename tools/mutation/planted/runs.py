@@ -123,7 +123,9 @@ RUNS = [
     # Adapters
     mistake("a merged model bears the old name", "lora", "dpo_core.methods.lora:merge_lora", drop("model.source = ''")),
     mistake("an adapter may have any rank", "lora", "dpo_core.methods.lora:load_adapted", never("_r['r'] > _l")),
-    mistake("the adapter stays on in the reference", "lora", "dpo_core.methods.lora:adapter_off", drop("_l.on = False")),
+    mistake(
+        "the adapter stays on in the reference", "lora", "dpo_core.methods.lora:adapter_off", drop("_l.on = False")
+    ),
     mistake(
         "the adapter's scale is its rank times alpha", "lora",
         "dpo_core.methods.lora:LoRAConfig.scale", swap("_a / _r", "_a * _r"),
