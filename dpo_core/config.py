@@ -31,6 +31,7 @@ REFERENCES = ("cached", "live", "adapter_off")
 PARALLEL = ("ddp", "fsdp")
 SCHEDULES = ("constant", "linear", "cosine")
 STEPS = 200  # if neither steps nor epochs are given
+OWN = ("gamma", "penalty", "desirable_weight", "undesirable_weight")  # settings of single losses, None for their values
 WRONG_LABELS = ("cdpo", "robust")  # the losses that have to be told how many labels are wrong
 
 LOSS = Kind(
@@ -76,6 +77,10 @@ class DPOConfig:
         help="simpo's target margin, in units of the reward: higher drives the two answers further apart")
     penalty: float | None = setting(None, NOT_NEGATIVE, unset="50",
         help="dpop's lambda: higher holds the chosen answers up more")
+    desirable_weight: float | None = setting(None, NOT_NEGATIVE, unset="1",
+        help="kto's weight of desirable answers: raise it where they are the rarer ones")
+    undesirable_weight: float | None = setting(None, NOT_NEGATIVE, unset="1",
+        help="kto's weight of undesirable answers: raise it where they are the rarer ones")
     sft_weight: float = setting(0.0, NOT_NEGATIVE,
         help="how much fine-tuning on the chosen answers is added: higher keeps them likelier")
     reference: str = setting("cached", one_of(*REFERENCES),
@@ -144,7 +149,7 @@ class DPOConfig:
             raise InputError(
                 f"the loss {self.loss!r} needs label_smoothing, the share of labels assumed wrong; at 0 it is 'dpo'"
             )
-        given = {"label_smoothing": self.label_smoothing or None, "gamma": self.gamma, "penalty": self.penalty}
+        given = {"label_smoothing": self.label_smoothing or None} | {name: getattr(self, name) for name in OWN}
         settings = {name: value for name, value in given.items() if value is not None}
         return choose_loss(self.loss, self.sft_weight, **settings)
 
@@ -246,4 +251,4 @@ def recorded_settings(record: dict[str, Any]) -> dict[str, Any]:
 def _own_settings(loss: str | Loss, settings: dict[str, Any]) -> dict[str, Any]:
     """The loss's own values of those of its settings that are None."""
     own = own_settings(loss) if callable(loss) or loss in LOSSES else {}
-    return {name: own[name] for name in ("beta", "gamma", "penalty") if name in own and settings[name] is None}
+    return {name: own[name] for name in ("beta", *OWN) if name in own and settings[name] is None}

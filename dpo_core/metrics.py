@@ -89,8 +89,8 @@ class History:
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
-    def log(self, step: int, **metrics: float) -> None:
-        """Add a row, or more metrics to the last row if it is of the same step.
+    def log(self, step: int, /, **metrics: float) -> None:
+        """Add a row, or more metrics to the last row if it is of the same step; a ``step`` among them is left out.
 
         Raises:
             InputError: a metric is not a number.
@@ -100,7 +100,7 @@ class History:
                 raise InputError(f"the metric {name!r} is a {type(value).__name__}; it must be a number, as float(...)")
         if not self.rows or self.rows[-1]["step"] != step:
             self.rows.append({"step": step})
-        self.rows[-1].update(metrics)
+        self.rows[-1].update(metrics | {"step": step})
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a metric, where it was logged.
@@ -174,16 +174,23 @@ def _merit(metric: str, row: dict[str, float]) -> float:
     return -row[metric] if metric.endswith("loss") else row[metric]
 
 
+# What a line for the console shows, of what there is: label, metric, format.
+LINE = (
+    ("loss", "loss", ".4f"),
+    ("reward_margin", "rewards/margins", "+.4f"),
+    ("accuracy", "rewards/accuracies", ".3f"),
+    ("eval_loss", "eval_loss", ".4f"),
+    ("eval_accuracy", "eval_rewards/accuracies", ".3f"),
+)
+
+
 def log_line(row: dict[str, float]) -> str:
-    """A row of a history for the console.
+    """Put a row of a history in a line for the console.
 
     >>> log_line({"step": 100, "loss": 0.52, "rewards/margins": 0.35, "rewards/accuracies": 0.75})
     'step   100 | loss: 0.5200 | reward_margin: +0.3500 | accuracy: 0.750'
+    >>> log_line({"step": 100, "loss": 0.48, "rewards/chosen": 0.2})  # one labelled answer
+    'step   100 | loss: 0.4800'
     """
-    line = (
-        f"step {row['step']:5.0f} | loss: {row['loss']:.4f} | reward_margin: {row['rewards/margins']:+.4f}"
-        f" | accuracy: {row['rewards/accuracies']:.3f}"
-    )
-    if "eval_loss" in row:
-        line += f" | eval_loss: {row['eval_loss']:.4f} | eval_accuracy: {row['eval_rewards/accuracies']:.3f}"
-    return line
+    shown = [f"{label}: {row[name]:{form}}" for label, name, form in LINE if name in row]
+    return " | ".join([f"step {row['step']:5.0f}", *shown])

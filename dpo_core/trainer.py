@@ -220,6 +220,8 @@ class DPOTrainer:
                 indices = next(order)
                 if self.global_step == 0:
                     self._log(self.first_row(indices) | self.evaluate(), progress, callbacks)
+                    if self.stop:
+                        break
                 beta, learning_rate = config.beta_at(self.global_step), config.learning_rate_at(self.global_step)
                 while not math.isfinite(grad_norm := self.step(indices, beta, learning_rate)):
                     self._retry_or_refuse(indices)
@@ -244,7 +246,7 @@ class DPOTrainer:
             self.history.log(self.global_step, **callback(self, self.global_step, self.history.rows[-1]) or {})
         self.stop = any_rank(self.stop)
         row, patience, metric = self.history.rows[-1], self.config.patience, self.config.metric_for_best_model
-        if patience and metric not in row and any(name.startswith("eval_") for name in row):
+        if patience and metric not in row and "eval_loss" in row:
             raise InputError(f"no metric {metric!r} in the row of step {self.global_step}; it has {', '.join(row)}")
         if patience and self.history.kept_row(patience, metric) is row:
             self.best = copy_of(trainable_state(self.model))

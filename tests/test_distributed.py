@@ -16,7 +16,7 @@ from tiny import byte_encoding
 from dpo_core.cli import main
 from dpo_core.config import DPOConfig
 from dpo_core.errors import InputError
-from dpo_core.formats.pairs import PreferencePair, save_pairs
+from dpo_core.formats.pairs import LabelledAnswer, PreferencePair, save_pairs
 from dpo_core.methods.lora import LoRAConfig, add_lora, load_adapted, merged_copy
 from dpo_core.metrics import History
 from dpo_core.model import GPT, GPTConfig
@@ -36,12 +36,13 @@ CASES = {
         "live": {"batch_size": 3, "reference": "live"},
         "lora": {"batch_size": 3, "rank": 4},
         "adapter_off": {"batch_size": 3, "rank": 4, "reference": "adapter_off"},
+        "labels": {"batch_size": 3, "loss": "kto", "labels": True},
         "patience": {"batch_size": 3, "rank": 4, "steps": 50, "patience": 1, "eval_every": 2, "swapped": True},
     }.items()
 }
 
 
-def trainer(output, rank=None, swapped=False, **settings):
+def trainer(output, rank=None, swapped=False, labels=False, **settings):
     """Of the tiny model, with settings by keyword."""
     encoding = byte_encoding()
     torch.manual_seed(0)
@@ -53,9 +54,11 @@ def trainer(output, rank=None, swapped=False, **settings):
         add_lora(model, LoRAConfig(rank=rank))
     pairs = [PreferencePair(f"Ask {i}?", "YES " * (1 + i % 3) + "OK", "no " * (1 + i % 4) + "way") for i in range(10)]
     held_out = [PreferencePair(pair.prompt, pair.rejected, pair.chosen) for pair in pairs[:3]] if swapped else None
+    answers = [LabelledAnswer(p.prompt, text, text[0] == "Y") for p in pairs for text in (p.chosen, p.rejected)]
     defaults = {"steps": 8, "learning_rate": 3e-4, "warmup_steps": 0, "val_share": 0.1, "log_every": 1, "eval_every": 4}
     config = DPOConfig(**defaults | settings)
-    return trainer_for(config.loss)(model, encoding, pairs, config, output, held_out)
+    given = answers[:-3] if labels else pairs  # of one kind more than of the other
+    return trainer_for(config.loss)(model, encoding, given, config, output, held_out)
 
 
 def two(number, folder):

@@ -18,17 +18,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import tiktoken
 import torch
 from safetensors import SafetensorError
 
 from dpo_core.cli.flags import build_parser
 from dpo_core.cli.keyboard import ask_which, pocket_pairs, sampled_pairs, typed_pairs
 from dpo_core.config import DPOConfig, default_learning_rate
-from dpo_core.data import audit_pairs, same_prompt
+from dpo_core.data import Audit, EncodedPair, audit_pairs, same_prompt
 from dpo_core.errors import InputError, printable
 from dpo_core.formats.files import read_json
 from dpo_core.formats.hf_layout import PUBLISHED
-from dpo_core.formats.pairs import PreferencePair, add_pair, load_labels, load_pairs, save_pairs
+from dpo_core.formats.pairs import LabelledAnswer, PreferencePair, add_pair, load_labels, load_pairs, save_pairs
 from dpo_core.generate import Generation, generate
 from dpo_core.kernels.device import best_device
 from dpo_core.kernels.precision import choose
@@ -43,6 +44,7 @@ from dpo_core.study.evaluate import wilson_interval
 from dpo_core.study.report import REPORTS
 from dpo_core.tokenizer import load_tokenizer
 from dpo_core.trainers import KTOTrainer, trainer_for
+from dpo_core.trainers.kto import audit_labels
 
 __all__ = ["main"]
 
@@ -167,7 +169,7 @@ def _data(args: argparse.Namespace) -> None:
     if (args.ask or args.prompts) and not args.from_model:
         raise InputError("--ask and --prompts go with --from-model MODEL, whose answers are judged")
     if args.check:
-        print(audit_pairs(load_pairs(args.check), load_tokenizer(args.tokenizer), args.max_length).report())
+        print(_audit(load_labels(args.check), load_tokenizer(args.tokenizer), args.max_length).report())
         return
     if args.output.suffix == ".gz":
         raise InputError(f"{args.output}: pairs are written unpacked; leave .gz out of the name")
@@ -195,6 +197,12 @@ def _data(args: argparse.Namespace) -> None:
     if not by_hand:
         save_pairs(args.output, pairs)
     print(f"{len(pairs)} pairs in {args.output}")
+
+
+def _audit(found: Sequence[Any], encoding: tiktoken.Encoding, max_length: int) -> Audit:
+    """What training would keep of pairs, or of labelled answers."""
+    audit: Callable[..., Audit] = audit_labels if isinstance(found[0], LabelledAnswer) else audit_pairs
+    return audit(found, encoding, max_length)
 
 
 def _answered_pairs(args: argparse.Namespace) -> Iterator[PreferencePair]:
@@ -270,7 +278,7 @@ def _train(args: argparse.Namespace) -> None:
     load = load_labels if kind is KTOTrainer else load_pairs
     pairs: Any = load(args.data)
     val_pairs: Any = load(args.val) if args.val else None
-    callbacks = [report(args.output) for report in map(REPORTS.__getitem__, args.report_to)]
+    callbacks = [REPORTS[name](args.output) for name in dict.fromkeys(args.report_to)]
     model = _to_train(args)
     trainer = kind(model, load_tokenizer(model.config.tokenizer), pairs, config, args.output, val_pairs)
     print(trainer.audit.report())
@@ -284,12 +292,25 @@ def _train(args: argparse.Namespace) -> None:
         print(f"computing in float32; --precision auto would take {choose('auto', model.device)}, which is faster here")
     trainer.train(resume=args.resume, callbacks=callbacks)
     row = trainer.history.kept_row(config.patience, config.metric_for_best_model)
-    if "eval_rewards/accuracies" in row:
-        accuracy, count = row["eval_rewards/accuracies"], len(trainer.validation)
-        low, high = wilson_interval(accuracy * count, count)
-        print(f"held-out reward accuracy {accuracy:.3f} [{low:.3f}, {high:.3f}] on {count} pairs")
+    if row:
+        print(_held_out(row, trainer.validation))
     kept = f", the weights of step {row['step']:.0f}" if config.patience else ""
     print(f"saved in {args.output / 'final'}{kept}")
+
+
+def _held_out(row: dict[str, float], held_out: Sequence[EncodedPair]) -> str:
+    """What the weights that were kept come to on pairs, or on labelled answers."""
+    if "eval_rewards/accuracies" in row:
+        accuracy, count = row["eval_rewards/accuracies"], len(held_out)
+        low, high = wilson_interval(accuracy * count, count)
+        return f"held-out reward accuracy {accuracy:.3f} [{low:.3f}, {high:.3f}] on {count} pairs"
+    sides = (("desirable", "chosen"), ("undesirable", "rejected"))
+    rewards = [
+        f"{row[f'eval_rewards/{side}']:+.4f} on {sum(bool(getattr(e, side)) for e in held_out)} {kind} answers"
+        for kind, side in sides
+        if f"eval_rewards/{side}" in row
+    ]
+    return f"held-out rewards {', '.join(rewards)}"
 
 
 def _pocket(args: argparse.Namespace) -> None:

@@ -88,8 +88,8 @@ def load_labels(path: str | Path) -> list[LabelledAnswer] | list[PreferencePair]
     """Read labelled answers, for KTO, from a JSONL file; one of pairs alone is read as ``load_pairs`` does.
 
     Args:
-        path: UTF-8, one JSON object a line, with ``prompt``, ``completion`` and ``label``, true or false; a pair among
-            such lines counts as two answers.
+        path: UTF-8, one JSON object a line, with ``prompt``, ``completion`` and ``label``, true or false, the first
+            two as text or as messages; a pair among such lines counts as two answers.
     Returns:
         Answers, or pairs, in the file's order, each with its ``file:line`` as source.
     Raises:
@@ -116,12 +116,23 @@ def _read_labels(record: dict[str, Any]) -> tuple[str, str, str | bool]:
     """Prompt, completion and label, or a pair."""
     if "completion" not in record:
         return read_pair(record)
-    for name in ("prompt", "completion"):
-        if not isinstance(record.get(name), str) or not record[name].strip():
-            raise InputError(f'"{name}" must be text that is not empty')
-    if not isinstance(record.get("label"), bool):
-        raise InputError(f'"label" is {shown(record.get("label"))}; it must be true (a wanted answer) or false')
-    return record["prompt"], record["completion"], record["label"]
+    if "label" not in record:
+        raise InputError('no "label"; a labelled answer needs prompt, completion and label, true (wanted) or false')
+    if not isinstance(record["label"], bool):
+        raise InputError(f'"label" is {shown(record["label"])}; it must be true (a wanted answer) or false')
+    prompt, completion = record.get("prompt", []), record["completion"]
+    for name, value in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(value, (str, list)):
+            raise InputError(f'"{name}" is {shown(value)}; it must be text or a list of messages')
+    if isinstance(prompt, list) or isinstance(completion, list):
+        whole = _dialogue(prompt, "completion", completion)
+        if whole.rfind(ANSWER) <= 0:
+            raise InputError("no turn of the user before an answer; give a prompt")
+        prompt, completion, _ = _cut_dialogue(whole, whole)
+    for name, text in (("prompt", prompt), ("completion", completion)):
+        if not text.strip():
+            raise InputError(f'"{name}" is empty; fill it in or leave the line out')
+    return prompt, completion, record["label"]
 
 
 def read_jsonl(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> list[tuple[T, str]]:
@@ -277,7 +288,8 @@ def read_pair(record: dict[str, Any]) -> Texts:
     for name in ("chosen", "rejected"):
         if name not in record:
             held = ", ".join([*(shown(key).strip('"') for key in list(record)[:8]), *["..."][: len(record) > 8]])
-            raise InputError(f'no "{name}" (the line has {held or "nothing"}); a pair needs {", ".join(COLUMNS)}')
+            kto = "; labelled answers are for the loss kto" * ("label" in record)
+            raise InputError(f'no "{name}" (the line has {held or "nothing"}); a pair needs {", ".join(COLUMNS)}{kto}')
     for name in COLUMNS:
         if not isinstance(record.get(name, ""), (str, list)):
             raise InputError(f'"{name}" is {shown(record[name])}; it must be text or a list of messages')
@@ -291,10 +303,15 @@ def read_pair(record: dict[str, Any]) -> Texts:
 def _read_messages(record: dict[str, Any]) -> Texts | None:
     if not any(isinstance(record.get(name), list) for name in COLUMNS):
         return None
-    prompt = _render("prompt", record.get("prompt", []), "user")
-    answers = [_render(name, record[name], "assistant") for name in ("chosen", "rejected")]
+    prompt = record.get("prompt", [])
+    return _cut_dialogue(*(_dialogue(prompt, name, record[name]) for name in ("chosen", "rejected")))
+
+
+def _dialogue(prompt: str | list[Any], name: str, answer: str | list[Any]) -> str:
+    """Prompt and answer as HH-RLHF's text."""
+    before, text = _render("prompt", prompt, "user"), _render(name, answer, "assistant")
     # Answers that do not start with the assistant are whole dialogues, the prompt included (UltraFeedback).
-    return _cut_dialogue(*(prompt + text if text.startswith(ANSWER) else text for text in answers))
+    return before + text if text.startswith(ANSWER) else text
 
 
 def _read_columns(record: dict[str, Any]) -> Texts | None:

@@ -153,22 +153,30 @@ def apo_down(logps: PairLogps, beta: float = 0.1) -> PairLoss:
     return PairLoss(torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen), chosen.detach(), rejected.detach())
 
 
-def kto(logps: PairLogps, beta: float = 0.1) -> PairLoss:
-    """KTO on pairs: (1 - s(beta (c - z0)) + 1 - s(beta (z0 - l))) / 2, z0 being the ``reference_point``.
+def kto(
+    logps: PairLogps, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+) -> PairLoss:
+    """KTO on pairs: (w_d (1 - s(beta (c - z0))) + w_u (1 - s(beta (z0 - l)))) / 2, z0 being the ``reference_point``.
 
     The mean over both answers, so that the mean over pairs is that over answers, as in the paper and in TRL. An answer
-    without tokens is not there: what remains is the loss of the other one.
+    without tokens is not there: what remains is the loss of the other one. The weights make up for labels of which one
+    kind is rarer.
 
     >>> round(kto(EXAMPLE, beta=1.0).loss.item(), 4)  # (s(-0.5) + s(-1.5)) / 2
     0.28
+    >>> round(kto(EXAMPLE, beta=1.0, desirable_weight=3.0).loss.item(), 4)  # (3 s(-0.5) + s(-1.5)) / 2
+    0.6575
     """
+    for name, weight in (("desirable_weight", desirable_weight), ("undesirable_weight", undesirable_weight)):
+        if weight < 0:
+            raise InputError(f"{name} is {weight}; it must be at least 0, where such answers do not count")
     if logps.mismatched is None:
         raise InputError("kto needs PairLogps.mismatched, log-ratios of answers to other prompts: take KTOTrainer")
     chosen, rejected = _rewards(logps, beta)
     point = beta * reference_point(logps.mismatched)
     wanted, unwanted = logps.chosen_lengths > 0, logps.rejected_lengths > 0
-    losses = torch.sigmoid(point - chosen) * wanted + torch.sigmoid(rejected - point) * unwanted
-    loss = losses / (wanted.int() + unwanted.int())
+    up, down = desirable_weight * torch.sigmoid(point - chosen), undesirable_weight * torch.sigmoid(rejected - point)
+    loss = (up * wanted + down * unwanted) / (wanted.int() + unwanted.int())
     return PairLoss(loss, chosen.detach(), rejected.detach())
 
 
@@ -205,13 +213,14 @@ def orpo(logps: PairLogps, beta: float = 0.1) -> PairLoss:
 def sft(logps: PairLogps, beta: float = 0.1) -> PairLoss:
     """Fine-tuning on the chosen answers: -log pi(y_w|x) / n_w, the same weight for every pair.
 
-    TRL gives every *token* the same weight, which is the same for answers of one length.
+    TRL gives every *token* the same weight, which is the same for answers of one length. Where the chosen answer is
+    missing, as beside a labelled one that is not wanted, the loss is 0.
 
     >>> sft(EXAMPLE).loss.item()
     5.0
     """
     chosen, rejected = _rewards(logps, beta)
-    return PairLoss(-logps.policy_chosen / logps.chosen_lengths, chosen.detach(), rejected.detach())
+    return PairLoss(-logps.policy_chosen / logps.chosen_lengths.clamp(min=1), chosen.detach(), rejected.detach())
 
 
 # By name, or one of your own

@@ -125,7 +125,7 @@ class Run:
         if self.folder and rank() == 0:
             record = {"start": self.start, "key": self.key} | self.config.record()
             write_json(self.folder / "config.json", record)
-        self.saved = time.monotonic()
+        self.saved, self.written = time.monotonic(), 0
         return found
 
     def _load(
@@ -147,18 +147,15 @@ class Run:
         if not self.folder or rank():
             return
         file, rows = self.folder / "history.jsonl", history.rows
-        whole = file.stat().st_size if self.written and self.written == len(rows) - 1 else 0
+        self.written *= file.exists()
+        whole = file.stat().st_size if self.written else 0
         try:
-            if whole:
-                with file.open("a", encoding="utf-8") as opened:
-                    opened.write(json.dumps(rows[-1]) + "\n")
-            else:
-                history.to_jsonl(file)
+            with file.open("a" if whole else "w", encoding="utf-8") as opened:
+                opened.writelines(json.dumps(row) + "\n" for row in rows[self.written :])
             self.written = len(rows)
         except OSError as error:
-            self.written = 0  # all rows are written the next time
             with suppress(OSError):
-                os.truncate(file, whole)
+                os.truncate(file, whole)  # no row in part; the next time all that are missing are written
             warnings.warn(f"{file}: a row cannot be written ({reason(error)}); the training goes on", stacklevel=2)
 
     def save_due(self, step: int) -> bool:

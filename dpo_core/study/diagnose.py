@@ -48,7 +48,7 @@ class Curves:
     """A history as the rules read it."""
 
     def __init__(self, history: History) -> None:
-        self.names = {name for row in history.rows for name in row}
+        self.names = {name for row in history.rows if row["step"] > 0 for name in row}
         if any(row["step"] == 0 and abs(row.get("loss", LN2) - LN2) > 0.01 for row in history.rows):
             self.names -= {"loss", "eval_loss"}  # of another family than DPO's, at a level that means something else
         if len({row["beta"] for row in history.rows if row["step"] > 0 and "beta" in row}) > 1:

@@ -27,9 +27,9 @@ def tensorboard(folder: str | Path) -> Callback:
 
     def report(trainer: DPOTrainer, step: int, row: dict[str, float]) -> None:
         if trainer.processes.first:
-            if not writers:  # nothing is written before there is something to show
-                writers.append(SummaryWriter(str(Path(folder) / "tensorboard")))
-            for name, value in row.items():
+            if not writers:  # nothing is written before there is something to show; what a resume repeats is shown once
+                writers.append(SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step))
+            for name, value in _metrics(row).items():
                 writers[0].add_scalar(name, value, step)
             writers[0].flush()
 
@@ -53,11 +53,23 @@ def wandb(folder: str | Path) -> Callback:
         if trainer.processes.first:
             if library.run is None:
                 library.init(dir=str(folder), name=Path(folder).name, config=trainer.config.record())
-            library.log({name: value for name, value in row.items() if name != "step"}, step=step)
-            if step == trainer.config.steps:
+            library.log(_metrics(row), step=step)
+            if ends(trainer, step):  # or a second training in this process would go on in the first one's curves
                 library.finish()
 
     return report
+
+
+def _metrics(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name != "step"}
+
+
+def ends(trainer: DPOTrainer, step: int) -> bool:
+    """Tell whether this row is the training's last; of callbacks that stop it, those that come later are not known."""
+    config = trainer.config
+    return (
+        step == config.steps or trainer.stop or trainer.history.stalled(config.patience, config.metric_for_best_model)
+    )
 
 
 # By the name that --report-to knows.

@@ -15,9 +15,11 @@ from dpo_core.errors import InputError
 from dpo_core.study.diagnose import Finding
 from dpo_core.study.evaluate import wilson_interval
 from dpo_core.trainer import DPOTrainer
+from dpo_core.trainers.kto import LabelAudit
 
 __all__ = ["SETUP", "check_setup"]
 
+LABEL_LEAD = 2.0  # weight of one kind of labelled answers over the other; TRL asks for 1 to 4/3 on the desirable side
 LENGTH_LEAD = 0.65  # share of pairs: a rule that only counts tokens would beat many a reward model
 
 
@@ -57,21 +59,28 @@ def _differs_at_start(trainer: DPOTrainer) -> str | None:
     return None
 
 
-def _answers(trainer: DPOTrainer) -> list[EncodedPair]:
+def _pairs(trainer: DPOTrainer) -> list[EncodedPair]:
     return [*trainer.training, *trainer.validation]
 
 
+def _labelled(trainer: DPOTrainer) -> bool:
+    """Whether one side of each pair is missing on purpose."""
+    return isinstance(trainer.audit, LabelAudit)
+
+
 def _empty(trainer: DPOTrainer) -> str | None:
-    empty = sum(not (pair.chosen and pair.rejected) for pair in _answers(trainer))
+    wanted = 1 if _labelled(trainer) else 2
+    empty = sum(bool(pair.chosen) + bool(pair.rejected) < wanted for pair in _pairs(trainer))
     return f"{empty} pairs have an answer of which no token counts" if empty else None
 
 
 def _endless(trainer: DPOTrainer) -> str | None:
-    end, pairs = trainer.encoding.eot_token, _answers(trainer)
-    chosen, rejected = (sum(getattr(e, name)[-1:] != [end] for e in pairs) for name in ("chosen", "rejected"))
+    end = trainer.encoding.eot_token
+    sides = [[ids for e in _pairs(trainer) if (ids := getattr(e, name))] for name in ("chosen", "rejected")]
+    chosen, rejected = (sum(ids[-1] != end for ids in side) for side in sides)
     if chosen + rejected == 0:
         return None
-    return f"{chosen} of {len(pairs)} chosen and {rejected} rejected answers have no end-of-text token"
+    return f"{chosen} of {len(sides[0])} chosen and {rejected} rejected answers have no end-of-text token"
 
 
 def _identical(trainer: DPOTrainer) -> str | None:
@@ -84,12 +93,25 @@ def _identical(trainer: DPOTrainer) -> str | None:
 
 def _longer(trainer: DPOTrainer) -> str | None:
     unequal = [len(e.chosen) > len(e.rejected) for e in trainer.training if len(e.chosen) != len(e.rejected)]
-    if not unequal:
+    if not unequal or _labelled(trainer):
         return None
     share, (low, high) = sum(unequal) / len(unequal), wilson_interval(sum(unequal), len(unequal))
     if max(share, 1 - share) < LENGTH_LEAD or low <= 0.5 <= high:
         return None
     return f"the chosen answer is the longer one in {share:.0%} of {len(unequal)} pairs"
+
+
+def _unbalanced(trainer: DPOTrainer) -> str | None:
+    if not _labelled(trainer):
+        return None
+    counts = [sum(bool(getattr(e, name)) for e in trainer.training) for name in ("chosen", "rejected")]
+    config = trainer.config
+    weights = [1.0 if found is None else found for found in (config.desirable_weight, config.undesirable_weight)]
+    shares = [weight * count for weight, count in zip(weights, counts)]
+    if max(shares) <= LABEL_LEAD * min(shares):
+        return None
+    weighed = f", which weigh {shares[0]:g} to {shares[1]:g} in the loss"
+    return f"{counts[0]} answers are desirable and {counts[1]} undesirable{weighed}"
 
 
 SETUP: dict[str, tuple[Callable[[DPOTrainer], str | None], str]] = {
@@ -104,6 +126,7 @@ SETUP: dict[str, tuple[Callable[[DPOTrainer], str | None], str]] = {
     "empty answers": (_empty, "leave these pairs out"),
     "no end of text": (_endless, "end each answer in one end-of-text token; raise max_length where answers are cut"),
     "identical pairs": (_identical, "look where they come from; where only the beginnings agree, raise max_length"),
+    "unbalanced labels": (_unbalanced, "raise the rarer kind's weight, desirable_weight or undesirable_weight"),
     "length tells the label": (_longer, "even the lengths out, or watch samples/length; the policy will learn length"),
 }
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import tiktoken
 import torch
 from torch import Tensor
 
+from dpo_core.config import DPOConfig
 from dpo_core.data import Audit, EncodedPair, encode_pair
 from dpo_core.errors import InputError
 from dpo_core.formats.pairs import LabelledAnswer, PreferencePair
 from dpo_core.losses import PairLogps
 from dpo_core.methods.kto import mismatch
+from dpo_core.model import GPT
 from dpo_core.runs.checkpoint import fingerprint
-from dpo_core.trainer import DPOTrainer
+from dpo_core.trainer import Callback, DPOTrainer
 
 __all__ = ["KTOTrainer", "LabelAudit", "audit_labels", "mismatched_pairs"]
+
+Answers = Sequence[PreferencePair] | Sequence[LabelledAnswer]
 
 
 class KTOTrainer(DPOTrainer):
@@ -26,12 +32,14 @@ class KTOTrainer(DPOTrainer):
 
     It is ``DPOTrainer`` with the loss ``kto`` and one thing more: in each step the policy is also asked about answers
     under prompts that are not theirs, which gives ``reference_point``. A labelled answer is a pair of which one side
-    is missing. What is logged of chosen answers averages the desirable ones, of rejected answers the others.
+    is missing. What is logged of chosen answers averages the desirable ones, of rejected answers the others, and the
+    margin is the difference of their mean rewards.
 
     Args:
         pairs: ``PreferencePair`` or ``LabelledAnswer``, all of one kind; the other arguments are ``DPOTrainer``'s.
     Raises:
-        InputError: as ``DPOTrainer``; or one prompt has more than half of the answers.
+        InputError: as ``DPOTrainer``; or the settings name another loss, or one prompt has more than half of the
+            answers.
 
     >>> from dpo_core.config import DPOConfig
     >>> from dpo_core.model import GPT
@@ -43,7 +51,24 @@ class KTOTrainer(DPOTrainer):
     0.5
     """
 
-    def encode(self, pairs: Sequence[PreferencePair | LabelledAnswer]) -> Audit:
+    def __init__(
+        self,
+        model: GPT,
+        encoding: tiktoken.Encoding,
+        pairs: Answers,
+        config: DPOConfig,
+        output: str | Path | None = None,
+        val_pairs: Answers | None = None,
+    ) -> None:
+        if isinstance(config.loss, str) and config.loss != "kto":
+            raise InputError(
+                f"KTOTrainer trains by the loss 'kto', but the settings have {config.loss!r}; give loss='kto', or take"
+                " DPOTrainer"
+            )
+        given: Any = pairs, val_pairs  # ``encode`` below takes both kinds
+        super().__init__(model, encoding, given[0], config, output, given[1])
+
+    def encode(self, pairs: Answers) -> Audit:
         """Encode pairs or labelled answers, and weed out."""
         labelled = [answer for answer in pairs if isinstance(answer, LabelledAnswer)]
         if labelled and len(labelled) < len(pairs):
@@ -109,6 +134,23 @@ class KTOTrainer(DPOTrainer):
 
         return {name: values[of(name)] for name, values in metrics.items()}
 
+    def _log(self, row: dict[str, float], progress: bool, callbacks: Sequence[Callback]) -> None:
+        super()._log(with_margins(row), progress, callbacks)
+
+
+def with_margins(row: dict[str, float]) -> dict[str, float]:
+    """Add the difference of mean rewards to a row of labelled answers, of which no two make a pair; TRL does the same.
+
+    >>> with_margins({"rewards/chosen": 0.5, "rewards/rejected": 0.25, "eval_rewards/chosen": 0.5})["rewards/margins"]
+    0.25
+    """
+    margins = {
+        f"{prefix}rewards/margins": row[f"{prefix}rewards/chosen"] - row[f"{prefix}rewards/rejected"]
+        for prefix in ("", "eval_")
+        if {f"{prefix}rewards/chosen", f"{prefix}rewards/rejected"} <= row.keys()
+    }
+    return row | {name: margin for name, margin in margins.items() if name not in row}
+
 
 def mismatched_pairs(name: str, encoded: Sequence[EncodedPair], max_length: int) -> list[EncodedPair]:
     """Exchange the prompts of pairs; of one for which there is no room the beginning is left out.
@@ -166,6 +208,7 @@ def audit_labels(answers: Sequence[LabelledAnswer], encoding: tiktoken.Encoding,
     desirable: 1, on average 5.0 tokens; undesirable: 0, none
     """
     kept, dropped, noted = [], [], []
+    labels = {(answer.prompt, answer.completion, answer.label) for answer in answers}
     for number, answer in enumerate(answers, start=1):
         text = answer.completion
         place = PreferencePair(
@@ -184,8 +227,11 @@ def audit_labels(answers: Sequence[LabelledAnswer], encoding: tiktoken.Encoding,
         ids = encoded.chosen[:room]
         sides = (ids, []) if answer.label else ([], ids)
         kept.append(EncodedPair(encoded.prompt, *sides, place, encoded.merged))
-        if len(ids) < len(encoded.chosen):
-            noted.append((place, f"the answer was cut at {max_length} tokens"))
+        notes = {
+            f"the answer was cut at {max_length} tokens": len(ids) < len(encoded.chosen),
+            "the same answer is also there with the other label": (answer.prompt, text, not answer.label) in labels,
+        }
+        noted += [(place, note) for note, holds in notes.items() if holds]
     audit = LabelAudit(kept, dropped, noted)
     if not kept:
         found = "\n".join(audit.findings()) or "no answers were given"
