@@ -12,7 +12,7 @@ __all__ = ["REPORTS", "tensorboard", "wandb"]
 
 
 def tensorboard(folder: str | Path) -> Callback:
-    """Write rows for TensorBoard, which ``tensorboard --logdir FOLDER`` shows.
+    """Make a callback that writes rows for TensorBoard, which ``tensorboard --logdir FOLDER`` shows.
 
     Args:
         folder: of the run; its ``tensorboard`` folder gets them.
@@ -37,7 +37,7 @@ def tensorboard(folder: str | Path) -> Callback:
 
 
 def wandb(folder: str | Path) -> Callback:
-    """Send rows to Weights & Biases, as its own settings say (``wandb login``, ``WANDB_MODE=offline``).
+    """Make a callback that sends rows to Weights & Biases, as its own settings say (``WANDB_MODE=offline``).
 
     Args:
         folder: of the run, whose name the run bears there.
