@@ -134,7 +134,11 @@ class DPOTrainer:
         return self.processes.passes(by_length(self.training, indices, size))
 
     def logps(self, group: list[int]) -> PairLogps:
-        """Compute the log-probs of training pairs under policy and reference; each process computes its share."""
+        """Compute the log-probs of training pairs under policy and reference; each process computes its share.
+
+        Args:
+            group: indices of the pairs in ``training``.
+        """
         share = self.processes.share(group)
         batch = collate([self.training[i] for i in share]).to(self.model.device)
         with self.precision.compute():

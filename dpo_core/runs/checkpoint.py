@@ -61,6 +61,8 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for each parameter
 def writable_folder(path: str | Path) -> Path:
     """Make a folder if it is missing, and try whether it can be written to.
 
+    Args:
+        path: of the folder.
     Raises:
         InputError: nothing can be written there.
     """
@@ -218,6 +220,8 @@ def save_trained(model: GPT, folder: Path, adapter: Path, weights: dict[str, Ten
 def read_state(folder: Path) -> dict[str, Any]:
     """Read the ``state`` that ``save_checkpoint`` was given.
 
+    Args:
+        folder: of the checkpoint.
     Raises:
         InputError: the file is damaged.
     """
@@ -302,6 +306,9 @@ def _scattered(weights: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
 def load_best(folder: Path, model: GPT) -> dict[str, Tensor] | None:
     """Load the ``best`` that ``save_checkpoint`` was given, for this model; None if it was given none.
 
+    Args:
+        folder: of the checkpoint.
+        model: gets the weights later.
     Raises:
         InputError: the file is damaged.
     """

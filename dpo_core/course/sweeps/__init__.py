@@ -172,7 +172,11 @@ def from_json(entry: dict) -> Run:
 
 @lru_cache
 def recorded(chapter: str) -> dict[tuple[str, int], Run]:
-    """Read the record of a chapter's runs, by name and seed; ``python -m tools.records.sweep CHAPTER`` makes it."""
+    """Read the record of a chapter's runs, by name and seed; ``python -m tools.records.sweep CHAPTER`` makes it.
+
+    Args:
+        chapter: as ``08``.
+    """
     return {(run.name, run.seed): run for run in map(from_json, read_record(f"sweep_{chapter}")["runs"])}
 
 

@@ -43,6 +43,11 @@ def mislabelled(seed: int, share: float, count: int = PAIRS) -> tuple[list[Prefe
     """Draw pairs, a share of them with exchanged labels, and rightly labelled ones held out.
 
     The pairs with wrong labels at a small share are among those at a larger one.
+
+    Args:
+        seed: of the draw and of the exchanged labels.
+        share: of the pairs whose labels are exchanged.
+        count: pairs to train on.
     """
     training, held_out = pairs(seed, DRAWN, VALIDATION)
     order = random.Random(seed).sample(range(count), count)
@@ -52,7 +57,13 @@ def mislabelled(seed: int, share: float, count: int = PAIRS) -> tuple[list[Prefe
 
 @lru_cache(maxsize=4)
 def similar(seed: int, training: int = 192, held_out: int = 64) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Draw pairs whose answers are three facts; in the rejected one, one of them is a fact about something else."""
+    """Draw pairs whose answers are three facts; in the rejected one, one of them is a fact about something else.
+
+    Args:
+        seed: of the draw.
+        training: pairs to train on.
+        held_out: pairs held out.
+    """
     rng, encoding = random.Random(seed), load_tokenizer("pocket")
     asked = [question for question in questions(held_out=False) if question.kind == "topic"]
     topics = {topic.id: topic for topic in load_world().topics if not topic.held_out}

@@ -18,7 +18,11 @@ IMPORT = re.compile(r'^import \{[^}]*\} from "\./kit\.js";\n', re.MULTILINE)
 
 
 def sources(module: str) -> list[Path]:
-    """List the files of which a figure is made: what all share, its module, and the style."""
+    """List the files of which a figure is made: what all share, its module, and the style.
+
+    Args:
+        module: as in ``embed``.
+    """
     folder = Path(__file__).parent
     return [folder / "kit.js", folder / f"{module}.js", folder / "widgets.css"]
 
