@@ -123,14 +123,14 @@ def _load(name: str) -> GPT:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """What a training wrote of itself; nothing if it cannot be read."""
+    """Read what a training wrote of itself; nothing if it cannot be read."""
     with suppress(InputError):
         return read_json(file)
     return {}
 
 
 def _start_of(model: GPT, flag: str) -> str:
-    """The name of the model that the training of this one began from."""
+    """Find the name of the model that the training of this one began from."""
     if model.source in ("pocket", *PUBLISHED):
         raise InputError(f"{model.source} was not trained here; name what to compare with: {flag} MODEL")
     folder = Path(model.source).absolute()
@@ -227,7 +227,7 @@ def _answered_pairs(args: argparse.Namespace) -> Iterator[PreferencePair]:
 
 
 def _to_train(args: argparse.Namespace) -> GPT:
-    """The model to train, with an adapter where asked for."""
+    """Load the model to train, with an adapter where asked for."""
     model = _load(args.model)
     if args.lora:
         add_lora(model, LoRAConfig(rank=args.lora), args.seed)

@@ -13,7 +13,7 @@ __all__ = ["REPORTS", "tensorboard", "wandb"]
 
 
 def tensorboard(folder: str | Path) -> Callback:
-    """Write rows for TensorBoard, which ``tensorboard --logdir FOLDER`` shows.
+    """Make a callback that writes rows for TensorBoard, which ``tensorboard --logdir FOLDER`` shows.
 
     Args:
         folder: of the run; its ``tensorboard`` folder gets them.
@@ -38,7 +38,7 @@ def tensorboard(folder: str | Path) -> Callback:
 
 
 def wandb(folder: str | Path) -> Callback:
-    """Send rows to Weights & Biases, as its own settings say (``wandb login``, ``WANDB_MODE=offline``).
+    """Make a callback that sends rows to Weights & Biases, as its own settings say (``WANDB_MODE=offline``).
 
     Where a run of yours is open there, the rows are part of it, and it stays open.
 

@@ -132,7 +132,7 @@ SETUP: dict[str, tuple[Callable[[DPOTrainer], str | None], str]] = {
 
 
 def check_setup(trainer: DPOTrainer) -> list[Finding]:
-    """What can be known before the first step.
+    """Find what is wrong with a run before its first step.
 
     The constructor of ``DPOTrainer`` refuses what can never be right: dropout, half-precision weights, nothing to
     train, no pair left. This looks at the trainer as it stands now, so it sees what was changed since then, and it
