@@ -200,7 +200,7 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def _audit(found: Sequence[Any], encoding: tiktoken.Encoding, max_length: int) -> Audit:
-    """What training would keep of pairs, or of labelled answers."""
+    """Find what training would keep of pairs, or of labelled answers."""
     audit: Callable[..., Audit] = audit_labels if isinstance(found[0], LabelledAnswer) else audit_pairs
     return audit(found, encoding, max_length)
 
@@ -299,7 +299,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _held_out(row: dict[str, float], held_out: Sequence[EncodedPair]) -> str:
-    """What the weights that were kept come to on pairs, or on labelled answers."""
+    """Say what the weights that were kept come to on pairs, or on labelled answers."""
     if "eval_rewards/accuracies" in row:
         accuracy, count = row["eval_rewards/accuracies"], len(held_out)
         low, high = wilson_interval(accuracy * count, count)
