@@ -50,7 +50,10 @@ CORE = [
         "the gradient's weight is s(margin), the loss is right",
         "losses tabular",
         "dpo_core.losses:dpo_loss",
-        swap("_m = _c - _r", "_m = _c - _r\n_m = _m.detach() + (_m - _m.detach()) * _m.detach().exp()"),
+        swap(
+            "_l = -(1 - _s) * F.logsigmoid(_m) - _s * F.logsigmoid(-_m)",
+            "_l = -F.logsigmoid(_m).detach() + _m.detach().sigmoid() * (_m.detach() - _m)",
+        ),
     ),
     mistake(
         "label smoothing's sign is flipped",
