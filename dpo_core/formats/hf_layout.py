@@ -77,7 +77,7 @@ def _download(repo: str, file: str) -> Path:
     except Exception as error:  # the client raises a dozen kinds; each means that the file is not to be had
         raise InputError(
             f"{file} of {repo} could not be fetched from the Hugging Face Hub ({type(error).__name__}: {error});"
-            " check the network, or use --model pocket, which needs none"
+            " check the network, or take the model pocket, which needs none"
         ) from error
 
 
