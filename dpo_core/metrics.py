@@ -201,15 +201,20 @@ LINE = (
     ("eval_loss", "eval_loss", ".4f"),
     ("eval_accuracy", "eval_rewards/accuracies", ".3f"),
 )
+SETTINGS = ("step", "grad_norm", "learning_rate", "beta")  # of a row, which its line leaves out
 
 
 def log_line(row: dict[str, float]) -> str:
-    """Put a row of a history in a line for the console.
+    """Put a row of a history in a line for the console, with what callbacks added under names without a slash.
 
     >>> log_line({"step": 100, "loss": 0.52, "rewards/margins": 0.35, "rewards/accuracies": 0.75})
     'step   100 | loss: 0.5200 | reward_margin: +0.3500 | accuracy: 0.750'
     >>> log_line({"step": 100, "loss": 0.48, "rewards/chosen": 0.2})  # one labelled answer
     'step   100 | loss: 0.4800'
+    >>> log_line({"step": 100, "loss": 0.48, "eval_loss": 0.5, "eval_wins": 0.7})  # a callback's own metric
+    'step   100 | loss: 0.4800 | eval_loss: 0.5000 | eval_wins: 0.7000'
     """
-    shown = [f"{label}: {row[name]:{form}}" for label, name, form in LINE if name in row]
+    known = (*SETTINGS, *(name for _, name, _ in LINE))
+    added = ((name, name, ".4f") for name in row if "/" not in name and name not in known)
+    shown = [f"{label}: {row[name]:{form}}" for label, name, form in (*LINE, *added) if name in row]
     return " | ".join([f"step {row['step']:5.0f}", *shown])

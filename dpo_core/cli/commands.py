@@ -36,7 +36,7 @@ from dpo_core.kernels.precision import choose
 from dpo_core.lm.pretrain import Document, LMConfig, text_documents, train_lm
 from dpo_core.lm.sft import load_examples, sft_documents
 from dpo_core.logprobs import reference_logps
-from dpo_core.methods.lora import LoRAConfig, adapters, add_lora, count_parameters, load_merged
+from dpo_core.methods.lora import LoRAConfig, adapters, add_lora, count_parameters, load_model
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.runs.checkpoint import list_checkpoints, save_trained, writable_folder, write_json
 from dpo_core.runs.processes import launched, print_error, process_group, rank
@@ -117,9 +117,7 @@ def _load(name: str) -> GPT:
             f"{name}: the training there is not finished, and {final} is an earlier one's; train again to its end, or"
             f" name {final}"
         )
-    model = load_merged(final if of_run else name)
-    load_tokenizer(model.config.tokenizer)  # an unknown one is better found out before any work
-    return model.to(best_device())
+    return load_model(final if of_run else name)[0]
 
 
 def _settings(file: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tiktoken
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -26,7 +27,9 @@ from torch import Tensor
 from dpo_core.errors import InputError
 from dpo_core.formats.files import atomic_write, read_json, read_tensors, refuse_pickles, tensor_layout
 from dpo_core.formats.hf_layout import PUBLISHED, TRANSPOSED
+from dpo_core.kernels.device import best_device
 from dpo_core.model import GPT
+from dpo_core.tokenizer import load_tokenizer
 
 __all__ = [
     "LoRAConfig",
@@ -37,6 +40,7 @@ __all__ = [
     "count_parameters",
     "load_adapted",
     "load_merged",
+    "load_model",
     "merge_lora",
     "merged_copy",
     "read_adapter",
@@ -335,6 +339,25 @@ def load_merged(name_or_path: str | Path) -> GPT:
     merge_lora(model)
     model.source = str(name_or_path)
     return model
+
+
+def load_model(name_or_path: str | Path) -> tuple[GPT, tiktoken.Encoding]:
+    """Load a model and its tokenizer, the first two arguments of ``DPOTrainer`` and of ``generate``.
+
+    Args:
+        name_or_path: as of ``load_merged``.
+    Returns:
+        The model, on the best device here, and its tokenizer.
+    Raises:
+        InputError: one of the two cannot be loaded.
+
+    >>> model, encoding = load_model("pocket")
+    >>> model.config.vocab_size == encoding.n_vocab
+    True
+    """
+    model = load_merged(name_or_path)
+    encoding = load_tokenizer(model.config.tokenizer)  # before the model is moved: a name may be unknown
+    return model.to(best_device()), encoding
 
 
 def read_adapter(model: GPT, folder: str | Path) -> dict[str, Tensor]:
