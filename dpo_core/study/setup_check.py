@@ -19,7 +19,7 @@ from dpo_core.trainers.kto import LabelAudit
 
 __all__ = ["SETUP", "check_setup"]
 
-LABEL_LEAD = 2.0  # weight of one kind of labelled answers over the other; TRL asks for 1 to 4/3 on the desirable side
+LABEL_LEAD = 2.0  # weight of one kind of labelled answers over the other; beyond it the rarer one hardly counts
 LENGTH_LEAD = 0.65  # share of pairs: a rule that only counts tokens would beat many a reward model
 
 
