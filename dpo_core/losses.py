@@ -53,6 +53,9 @@ def dpo_loss(
     >>> out = dpo_loss(*torch.tensor([[-10.0], [-12.0], [-11.0], [-11.0]]), beta=0.5)
     >>> out.chosen_rewards.item(), out.rejected_rewards.item(), round(out.loss.item(), 4)  # -log sigmoid(1)
     (0.5, -0.5, 0.3133)
+    >>> smoothed = dpo_loss(*torch.tensor([[-10.0], [-12.0], [-11.0], [-11.0]]), beta=0.5, label_smoothing=0.1)
+    >>> round(smoothed.loss.item(), 4)  # 0.9 x 0.3133 + 0.1 x 1.3133
+    0.4133
     """
     check_beta(beta)
     check_label_smoothing(label_smoothing)
