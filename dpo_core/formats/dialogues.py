@@ -77,7 +77,7 @@ def parse_message(name: str, message: object) -> Turn | None:
         if kinds:
             raise InputError(f"{shown(name)} has a part of the type {shown(min(kinds))}; only text is read")
         texts = [part.get("text") for part in content]
-        content = "".join(texts) if texts and all(isinstance(text, str) for text in texts) else None  # type: ignore[arg-type]
+        content = "".join(texts) if texts and all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
         return None
     speaker = SPEAKERS.get(role.strip().lower()) if isinstance(role, str) else None
@@ -99,9 +99,7 @@ def parse_turns(name: str, value: str | dict[str, Any] | list[Any], speaker: str
     if isinstance(value, str):
         return parse_text(value) or [(speaker, tidy(value))]
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        raise InputError(
-            f"{shown(name)} holds {shown(value[0])}; a message is an object: of several texts, write one a line"
-        )
+        raise InputError(f"{shown(name)} holds {shown(value[0])}; a message is an object; write one text a line")
     turns = []
     for message in [value] if isinstance(value, dict) else value:
         turn = parse_message(name, message)

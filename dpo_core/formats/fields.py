@@ -178,7 +178,8 @@ def check_unread(record: dict[str, Any], read: set[str], texts: tuple[str, ...],
             )
         elif anything and isinstance(record[name], str) and len(record[name].split()) > 1 and not _is_about(name):
             raise InputError(
-                f'no "prompt", and {shown(name)} could be it; name the field of the prompt (prompt_field), or leave it out'
+                f'no "prompt", and {shown(name)} could be it; name the field of the prompt (prompt_field), or leave'
+                " it out"
             )
     return unread
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from dpo_core.formats.dialogues import tidy
@@ -64,9 +63,8 @@ def marks_in(prompt: str, *answers: str) -> Iterator[str]:
         yield f"{END_OF_TEXT} stands within a text and is read as letters"
     if any(marker in text for text in inside for marker in MARKERS):
         yield "a text holds another model's chat markers, which are read as letters"
-    ends = [{re.sub(r"\S(.*\S)?", "_", text, flags=re.DOTALL)} for text in map(without_end, answers)]
-    if len(answers) > 1 and set.union(*ends) != set.intersection(*ends):
-        yield "only one answer had white space at its beginning or end, which was taken off"
+    if len(answers) == 2 and one_seam(*inside[1:]) != inside[1:]:
+        yield "the answers had different white space at their beginning or end, which was taken off"
     if len(answers) > 1 and len(prompt.split()) > 1:
         again = sum(text.lstrip().startswith(prompt.strip()) for text in answers)
         if again == len(answers):

@@ -1,7 +1,8 @@
 """Records out of files as people have them, told apart by what is in them and not by their names.
 
-JSONL, JSON, CSV and TSV, packed or not, are read here; Parquet, Arrow, zst and data sets of the Hugging Face Hub through
-``pyarrow`` and ``datasets``, which the extra ``data`` installs. Nothing is fetched unless a source begins with ``hub:``.
+JSONL, JSON, CSV and TSV, packed or not, are read here; Parquet, Arrow, zst and data sets of the Hugging Face Hub
+through ``pyarrow`` and ``datasets``, which the extra ``data`` installs. Nothing is fetched unless a source begins with
+``hub:``.
 """
 
 from __future__ import annotations
@@ -163,12 +164,12 @@ def _lines(path: Path, file: BinaryIO, number: list[int]) -> Iterator[Row]:
             yield Row(place, {}, fault, ends=True)
             return
         if line.strip():
-            yield _row(place, lambda line=line: _parsed(line))
+            yield _line(place, line)
 
 
-def _row(place: str, read: Callable[[], Any]) -> Row:
+def _line(place: str, line: bytes) -> Row:
     try:
-        return _record(place, read())
+        return _record(place, _parsed(line))
     except InputError as error:
         return Row(place, {}, str(error))
     except RecursionError:
@@ -183,7 +184,7 @@ def _record(place: str, value: object) -> Row:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return DECODER.decode(line.decode("utf-8").strip("\r\n\t "))
+        return DECODER.decode(re.sub(r"\}\s*,\s*\Z", "}", line.decode("utf-8")).strip("\r\n\t "))
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 ({error.reason} at byte {error.start + 1}); save the file as UTF-8") from error
     except json.JSONDecodeError as error:
