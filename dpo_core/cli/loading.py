@@ -20,13 +20,14 @@ __all__ = ["audit_of", "read_files", "read_text", "tell", "undo", "writable_file
 
 
 def writable_file(path: Path) -> None:
-    """Found out before any work."""
+    """Refuse a file that cannot be written, before any work."""
     writable_folder(path.parent)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file in it")
 
 
 def read_text(path: Path) -> str:
+    """Read a text file in UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -46,7 +47,7 @@ def undo(file: Path, pairs: list[PreferencePair], old: int) -> None:
 
 
 def read_files(load: Callable[..., Loaded[Any]], args: argparse.Namespace, files: Sequence[str]) -> Loaded[Any]:
-    """What ``load`` reads; the audit says what it drops, so no warning has to."""
+    """Read files by the names of fields that were given; what is dropped is told by the audit, not by warnings."""
     names = {name: getattr(args, name) for name in ("prompt_field", "chosen_field", "rejected_field")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -54,12 +55,12 @@ def read_files(load: Callable[..., Loaded[Any]], args: argparse.Namespace, files
 
 
 def tell(found: Loaded[Any]) -> None:
-    """What was not read, where no audit says it."""
+    """Print what was not read, where no audit says it."""
     for told in [*(f"dropped: {place}: {fault}" for place, fault in found.dropped), *found.notes]:
         print(told)
 
 
 def audit_of(found: Sequence[Any], encoding: tiktoken.Encoding, max_length: int) -> Audit:
-    """What training would keep of pairs, or of labelled answers."""
+    """Audit pairs or labelled answers, as training would."""
     audit: Callable[..., Audit] = audit_labels if isinstance(found[0], LabelledAnswer) else audit_pairs
     return audit(found, encoding, max_length)

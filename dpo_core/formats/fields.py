@@ -150,7 +150,9 @@ def _history(history: list[Any]) -> list[Turn]:
     return turns
 
 
-def check_unread(record: dict[str, Any], read: set[str], texts: tuple[str, ...], anything: bool) -> list[str]:
+def check_unread(
+    record: dict[str, Any], read: set[str], texts: tuple[str, ...], anything: bool, chosen_by_hand: bool = False
+) -> list[str]:
     """Name the fields that were not read, and refuse those that may hold what is missing from the prompt.
 
     Args:
@@ -158,6 +160,7 @@ def check_unread(record: dict[str, Any], read: set[str], texts: tuple[str, ...],
         read: those that were read.
         texts: prompt and answers, as they were read.
         anything: whether a field under any name could be the prompt, as none was found.
+        chosen_by_hand: whether the caller said what the prompt is; then nothing is refused.
     Returns:
         Names of unread fields that hold something.
     Raises:
@@ -171,6 +174,8 @@ def check_unread(record: dict[str, Any], read: set[str], texts: tuple[str, ...],
         named = _prompts_name(name)
         if _says_nothing_new(name, record[name], texts):
             unread.remove(name)
+        elif chosen_by_hand:
+            continue
         elif isinstance(record[name], (str, list, dict)) and named:
             raise InputError(
                 f"{shown(name)} is not read, and could be part of the prompt; name the fields that make the prompt"

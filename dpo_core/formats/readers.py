@@ -58,6 +58,8 @@ def read_pair(record: dict[str, Any], reading: Reading | None = None) -> Texts:
     prompt, used = find_prompt(record, reading.fields, {*names})
     chosen, rejected = (record[name] for name in names)
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+        if ANSWER not in chosen:
+            check_unread(record, {*names, *used}, (chosen, rejected), True)
         texts = _without_prompt(record, chosen, rejected)
         implicit = not parse_text(texts[0])
     else:
@@ -81,7 +83,7 @@ def _note_unread(
 ) -> None:
     if isinstance(record.get("label"), dict):  # who judged a pair, in the labeller's files
         read = {*read, "label"}
-    reading.unread.update(check_unread(record, read, texts, implicit))
+    reading.unread.update(check_unread(record, read, texts, implicit, bool(reading.fields.prompt)))
 
 
 def _without_prompt(record: dict[str, Any], chosen: str, rejected: str) -> Texts:
@@ -95,7 +97,10 @@ def _without_prompt(record: dict[str, Any], chosen: str, rejected: str) -> Texts
     shared = chosen[: shared_length(chosen, rejected)]
     cut = max(shared.rfind(" "), shared.rfind("\n") + 1)  # a space belongs to the word after it, a line break does not
     if cut <= 0:
-        raise InputError('no "prompt", and chosen and rejected do not begin with the same words; add a prompt')
+        raise InputError(
+            'no "prompt", and chosen and rejected do not begin with the same words; add a prompt, or name its field'
+            " (prompt_field)"
+        )
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
