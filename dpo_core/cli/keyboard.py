@@ -19,12 +19,16 @@ __all__ = ["KEYS", "answer_twice", "ask_which", "pocket_pairs", "sampled_pairs",
 
 KEYS = 'undo goes one step back, """ begins and ends a text of several lines, done ends'
 QUOTES = '"""'
+UNDO = "\0undo"  # no text that was typed, as one in quotes may be the word
 PAUSE = 0.05  # seconds without another line, after which what was pasted is over
 
-with suppress(ImportError):  # with it a terminal hands over what is pasted in one piece; Windows has none
-    import readline
 
-    readline.parse_and_bind("set enable-bracketed-paste on")
+def _whole_pastes() -> None:
+    """Ask the terminal to hand over what is pasted in one piece, where it can."""
+    with suppress(ImportError):  # Windows has none
+        import readline
+
+        readline.parse_and_bind("set enable-bracketed-paste on")
 
 
 def _more() -> bool:
@@ -34,8 +38,8 @@ def _more() -> bool:
     return False
 
 
-def _ask(question: str) -> str | None:
-    """A text from the keyboard, also of several lines; None at ``done`` or the end of the input."""
+def _ask(question: str, undo: str = "undo") -> str | None:
+    """Read a text, also of several lines; None at ``done`` or the end of the input, ``undo`` for the word undo."""
     try:
         text = input(question)
         while text.lstrip().startswith(QUOTES) and not text.rstrip().endswith(QUOTES, len(QUOTES)):
@@ -48,7 +52,8 @@ def _ask(question: str) -> str | None:
         raise InputError(f"what was typed is not UTF-8 ({error.reason}); set the terminal to UTF-8") from error
     if text.strip().startswith(QUOTES):
         return text.strip().removeprefix(QUOTES).removesuffix(QUOTES).strip("\n")
-    return None if text.strip().lower() == "done" else text.strip()
+    word = text.strip().lower()
+    return None if word == "done" else undo if word == "undo" else text.strip()
 
 
 def typed_pairs() -> Iterator[PreferencePair | None]:
@@ -56,11 +61,12 @@ def typed_pairs() -> Iterator[PreferencePair | None]:
 
     ``undo`` goes one text back, and at the prompt one pair.
     """
+    _whole_pastes()
     names, texts = ("Prompt", "Chosen", "Rejected"), list[str]()
-    while (text := _ask(f"{names[len(texts)]}: ")) is not None:
-        if text.lower() == "undo" and texts:
+    while (text := _ask(f"{names[len(texts)]}: ", undo=UNDO)) is not None:
+        if text == UNDO and texts:
             texts.pop()
-        elif text.lower() == "undo":
+        elif text == UNDO:
             yield None
         elif not text.strip():
             print("Please type something, or done.")
