@@ -21,7 +21,8 @@ from dpo_core.cli.keyboard import ask_which
 from dpo_core.course.labeling import LabelSession
 from dpo_core.course.verdicts import Comparison, file_comparisons
 from dpo_core.errors import InputError, printable, shown
-from dpo_core.formats.pairs import LONGEST, SHOWN, PreferencePair, load_pairs, save_pairs
+from dpo_core.formats.pairs import SHOWN, PreferencePair, load_pairs, save_pairs
+from dpo_core.formats.tables import LONGEST
 from dpo_core.generate import Generation
 from dpo_core.methods.lora import add_lora, save_adapter
 from dpo_core.model import GPT, GPTConfig

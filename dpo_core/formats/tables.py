@@ -69,7 +69,7 @@ def rows(source: str | Path) -> Iterator[Row]:
         yield from _hub(str(source))
         return
     path = Path(source)
-    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+    if any(os.path.isfile(path / name) for name in ("dataset_info.json", "dataset_dict.json")):
         yield from _saved(path)
         return
     number = [0]  # of the last line or record, for what goes wrong behind it
@@ -118,7 +118,7 @@ class _Unpacked(io.RawIOBase):
         data = self.inner.read1(len(buffer))  # what is there, so that damage behind it does not take it along
         self.left -= len(data)
         if self.left < 0:
-            raise ValueError(f"it unpacks to more than {BOMB} times its size")
+            raise InputError(f"{self.path}: unpacks to more than {BOMB} times the file's size; give the text unpacked")
         buffer[: len(data)] = data
         return len(data)
 

@@ -114,6 +114,7 @@ def first_token_tells(encoded: Sequence[EncodedPair]) -> str:
     Returns:
         What was found, or nothing.
 
+    >>> from dpo_core.formats.pairs import PreferencePair
     >>> pairs = [EncodedPair([1], [7, 2, i], [8, 2, i], PreferencePair(str(i), "", "")) for i in range(20)]
     >>> first_token_tells(pairs)
     'the first token alone tells the chosen answer from the rejected one in 100% of 20 pairs'
@@ -189,6 +190,7 @@ def check_setup(trainer: DPOTrainer) -> list[Finding]:
     Returns:
         Findings; nothing if all seems well.
 
+    >>> from dpo_core.formats.pairs import PreferencePair
     >>> from dpo_core.model import GPT
     >>> from dpo_core.tokenizer import load_tokenizer
     >>> from dpo_core.config import DPOConfig
