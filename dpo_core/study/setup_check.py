@@ -20,7 +20,7 @@ from dpo_core.trainers.kto import LabelAudit
 
 __all__ = ["SETUP", "check_setup", "first_token_tells"]
 
-FEWEST = 10  # pairs, below which a share says little
+FEWEST = 20  # pairs, below which a share says little
 FIRST_TOKEN_LEAD = 0.9  # share of pairs that their first tokens alone tell
 LABEL_LEAD = 2.0  # weight of one kind of labelled answers over the other; TRL asks for 1 to 4/3 on the desirable side
 LENGTH_LEAD = 0.65  # share of pairs: a rule that only counts tokens would beat many a reward model
