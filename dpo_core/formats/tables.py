@@ -347,8 +347,14 @@ def _arrow(path: Path, head: bytes) -> Iterator[Row]:
             batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
         else:
             batches = iter(arrow.ipc.open_stream(arrow.memory_map(str(path))))
-    records = (record for batch in batches for record in batch.to_pylist())
-    yield from _numbered(f"{path}:", records)
+    yield from _numbered(f"{path}:", (record for batch in batches for record in _checked(batch)))
+
+
+def _checked(batch: Any) -> list[dict[str, Any]]:
+    """The records of a batch, whose lengths may lie in a damaged file."""
+    batch.validate(full=True)
+    records: list[dict[str, Any]] = batch.to_pylist()
+    return records
 
 
 def _numbered(name: str, records: Iterable[dict[str, Any]]) -> Iterator[Row]:
