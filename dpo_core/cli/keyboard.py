@@ -57,7 +57,7 @@ def _ask(question: str, undo: str = "undo") -> str | None:
 
 
 def typed_pairs() -> Iterator[PreferencePair | None]:
-    """Pairs from the keyboard until ``done`` or the end of the input; None takes the one before back.
+    """Read pairs from the keyboard until ``done`` or the end of the input; None takes the one before back.
 
     ``undo`` goes one text back, and at the prompt one pair.
     """
@@ -82,7 +82,14 @@ def typed_pairs() -> Iterator[PreferencePair | None]:
 
 
 def ask_which(first: Generation, second: Generation) -> int | None:
-    """Which answer the person at the keyboard prefers: 1 the first, -1 the second, 0 neither, None to end."""
+    """Ask the person at the keyboard which answer is better.
+
+    Args:
+        first: shown as 1.
+        second: shown as 2.
+    Returns:
+        1 for the first, -1 for the second, 0 for neither, None to end.
+    """
     print(printable(f"\n{first.prompt}\n\n[1] {first.text}\n\n[2] {second.text}\n"))
     verdicts = {"1": 1, "2": -1, "s": 0}
     while (text := _ask("Which is better: 1, 2, s (skip) or done? ")) is not None:
@@ -92,12 +99,14 @@ def ask_which(first: Generation, second: Generation) -> int | None:
 
 
 def answer_twice(model: GPT, prompts: Sequence[str], seed: int) -> list[tuple[Generation, Generation]]:
-    """Two answers of a model to each prompt, sampled at temperature 1, wherever neither is blank and they differ.
+    """Sample two answers of a model to each prompt at temperature 1, and keep those that differ and are not blank.
 
     Args:
         model: who answers.
         prompts: what is asked.
         seed: of the sampling.
+    Returns:
+        Two answers for each prompt that is left.
 
     >>> [(first, second)] = answer_twice(GPT.from_pretrained("pocket"), ["Why is the sky blue?"], seed=0)
     >>> first.text == second.text
@@ -112,7 +121,7 @@ def answer_twice(model: GPT, prompts: Sequence[str], seed: int) -> list[tuple[Ge
 def sampled_pairs(
     model: GPT, prompts: Sequence[str], prefers: Callable[[Generation, Generation], int | None], seed: int
 ) -> Iterator[PreferencePair]:
-    """Two answers of a model to each prompt, sampled at temperature 1 and judged.
+    """Sample two answers of a model to each prompt at temperature 1, and have them judged.
 
     Args:
         model: who answers.
@@ -137,7 +146,7 @@ def sampled_pairs(
 
 
 def pocket_pairs(count: int, seed: int = 0, noise: float = 0.0, longer_chosen: float = 0.5) -> list[PreferencePair]:
-    """The ten pairs of the quick-start guide, then pairs of the pocket world that differ in style (``contrast``).
+    """Make pairs: the ten of the quick-start guide, then pairs of the pocket world that differ in style (``contrast``).
 
     Args:
         count: of all.

@@ -43,7 +43,15 @@ COMPUTED = {
 
 
 def checkpoint_files(name: str) -> tuple[Path, Path]:
-    """Where a model's two files lie; those of a published one are fetched."""
+    """Find the two files of a model, and fetch those of a published one from the Hub.
+
+    Args:
+        name: ``pocket``, one of ``PUBLISHED`` or a folder.
+    Returns:
+        The paths of ``config.json`` and ``model.safetensors``.
+    Raises:
+        InputError: no such model, no network, a missing file or a pickle.
+    """
     if name == "pocket":
         folder = Path(str(resources.files("dpo_core.pocket") / "model"))
     elif name in PUBLISHED:
@@ -69,12 +77,18 @@ def _download(repo: str, file: str) -> Path:
     except Exception as error:  # the client raises a dozen kinds; each means that the file is not to be had
         raise InputError(
             f"{file} of {repo} could not be fetched from the Hugging Face Hub ({type(error).__name__}: {error});"
-            " check the network, or use --model pocket, which needs none"
+            " check the network, or take the model pocket, which needs none"
         ) from error
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A ``config.json`` that describes a model like ours."""
+    """Read a ``config.json``, and refuse one of another architecture.
+
+    Args:
+        file: its path.
+    Raises:
+        InputError: the file is damaged, or asks for what the model does not compute.
+    """
     raw = read_json(file)
     if raw.get("model_type") != "gpt2":
         raise InputError(f"{file}: model_type must be 'gpt2'; other architectures are not supported")
@@ -85,7 +99,11 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def described(config: dict[str, Any]) -> dict[str, Any]:
-    """What ``config.json`` says of a model with these fields of ``GPTConfig``."""
+    """Describe a model as ``config.json`` does.
+
+    Args:
+        config: the fields of its ``GPTConfig``.
+    """
     eos = config["vocab_size"] - 1
     return {
         "model_type": "gpt2",
@@ -101,14 +119,22 @@ def described(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _our_name(key: str) -> str | None:
-    """A published tensor's name with us, if we keep it."""
+    """Translate the name of a published tensor into ours; None for those that are not kept."""
     name = key.removeprefix("transformer.")
     # The causal mask, stored as a buffer by old files, and the head, which is tied to wte.weight.
     return None if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight" else name
 
 
 def check_layout(layout: Mapping[str, tuple[str, tuple[int, ...]]], expected: dict[str, Tensor], file: Path) -> None:
-    """Every key, kind of number and shape in the file, before its tensors are loaded."""
+    """Refuse a file of other tensors than the model's, before they are loaded.
+
+    Args:
+        layout: of ``tensor_layout``.
+        expected: the model's tensors, for their names and shapes.
+        file: for the message.
+    Raises:
+        InputError: a name, kind of number or shape does not fit.
+    """
     kept = {name: found for key, found in layout.items() if (name := _our_name(key)) is not None}
     found = {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, (_, shape) in kept.items()}
     odd = [f"{name} {kind}" for name, (kind, _) in kept.items() if kind not in FLOATS]
@@ -124,7 +150,14 @@ def check_layout(layout: Mapping[str, tuple[str, tuple[int, ...]]], expected: di
 
 
 def from_hf(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Published tensors under our names and orientation."""
+    """Convert published tensors to our names and orientation, in float32.
+
+    Args:
+        tensors: of the file.
+        file: for the message.
+    Raises:
+        InputError: the head is another matrix than the token embedding.
+    """
     found = {name: tensor for key, tensor in tensors.items() if (name := _our_name(key)) is not None}
     if not torch.equal(tensors.get("lm_head.weight", found["wte.weight"]), found["wte.weight"]):
         raise InputError(f"{file}: lm_head.weight differs from wte.weight, but only tied heads are supported")
@@ -137,7 +170,11 @@ def from_hf(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
 
 
 def to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the published names and orientation."""
+    """Convert our tensors to the published names and orientation.
+
+    Args:
+        state: of the model.
+    """
     return {
         f"transformer.{key}": (tensor.t() if key.endswith(TRANSPOSED) else tensor).detach().cpu().contiguous()
         for key, tensor in state.items()

@@ -193,7 +193,7 @@ def _load_one(source: str | Path, parse: Callable[[dict[str, Any], Reading], T],
 
 
 def save_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
-    """Write pairs as JSONL with ``prompt``, ``chosen``, ``rejected``; an old file stays whole until the new one is.
+    """Write pairs as JSONL with ``prompt``, ``chosen``, ``rejected``; an old file stays until the new one is whole.
 
     Args:
         path: the file; its folder is made if it is missing.
@@ -211,7 +211,7 @@ def save_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
 
 
 def write_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line; an old file stays whole until the new one is.
+    """Write one JSON object a line; an old file stays until the new one is whole.
 
     Args:
         path: the file; its folder is made if it is missing.
@@ -228,7 +228,14 @@ def write_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def add_pair(path: str | Path, pair: PreferencePair) -> None:
-    """Add a pair to a file of pairs, whose other lines stay as they are, with whatever else they hold."""
+    """Append a pair to a file of pairs, whose other lines stay as they are, with whatever else they hold.
+
+    Args:
+        path: the file; it is made if it is missing.
+        pair: what to add.
+    Raises:
+        InputError: the file cannot be written; it is as it was then.
+    """
     with atomic_write(Path(path)) as partial:
         old = Path(path).read_bytes() if Path(path).exists() else b""
         gap = b"\n" if old and not old.endswith(b"\n") else b""
@@ -239,6 +246,8 @@ def add_pair(path: str | Path, pair: PreferencePair) -> None:
 def take_back(path: str | Path, pair: PreferencePair) -> None:
     """Take a pair that was added last off the end of a file again.
 
+    Args:
+        record: one line of a file.
     Raises:
         InputError: the file does not end with it, as something else was written since.
 

@@ -151,7 +151,7 @@ def _whole(path: Path, file: BinaryIO) -> bytes:
 
 
 def _lines(path: Path, file: BinaryIO, number: list[int]) -> Iterator[Row]:
-    """JSONL."""
+    """Read JSONL."""
     while line := file.readline(LONGEST + 1):
         number[0] += 1
         place = f"{path}:{number[0]}"
@@ -210,7 +210,7 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def _items(path: Path, whole: bytes) -> Iterator[Row]:
-    """A JSON list of objects, one after the other, so that a bad one leaves those before it."""
+    """Read a JSON list of objects, one after the other, so that a bad one leaves those before it."""
     count = 0
     try:
         text = whole.decode("utf-8")
@@ -249,7 +249,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _objects(path: Path, text: str) -> list[Row]:
-    """Objects that go over several lines, or one around a list of them."""
+    """Read objects that go over several lines, or one around a list of them."""
     values, at = [], _skip(text, 0)
     while at < len(text):
         value, end = DECODER.raw_decode(text, at)
@@ -268,7 +268,7 @@ def _list_of_objects(value: object) -> bool:
 
 
 def _delimiter(path: Path, header: bytes) -> str:
-    """What stands between the fields of a table; nothing if it is none."""
+    """Find what stands between the fields of a table; nothing if it is none."""
     suffixes = {suffix.lower() for suffix in path.suffixes}
     if header.startswith((b"{", b"[")) or not header:
         return ""
@@ -280,7 +280,7 @@ def _delimiter(path: Path, header: bytes) -> str:
 
 
 def _table(path: Path, file: io.BufferedReader, delimiter: str, number: list[int]) -> Iterator[Row]:
-    """CSV and TSV."""
+    """Read CSV and TSV."""
     csv.field_size_limit(LONGEST)  # the usual 128 KB are too little for dialogues
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
@@ -314,7 +314,7 @@ def _table(path: Path, file: io.BufferedReader, delimiter: str, number: list[int
 
 
 def _cell(name: str, cell: str) -> Any:
-    """A field of a table, in which a label can only be text."""
+    """Read a field of a table, in which a label can only be text."""
     return {"true": True, "false": False}.get(cell.strip().lower(), cell) if name == "label" else cell
 
 
@@ -331,13 +331,13 @@ def _library(name: str, what: str) -> Any:
 
 
 def _zstd(path: Path) -> Callable[[Any], Any]:
-    """Unpacks zst, through pyarrow."""
+    """Unpack zst, through pyarrow."""
     arrow = _library("pyarrow", f"{path}: zst")
     return lambda raw: arrow.CompressedInputStream(arrow.PythonFile(raw, "r"), "zstd")
 
 
 def _arrow(path: Path, head: bytes) -> Iterator[Row]:
-    """Parquet, and Arrow as a file or a stream."""
+    """Read Parquet, and Arrow as a file or a stream."""
     if head.startswith(b"PAR1"):
         batches = _library("pyarrow.parquet", f"{path}: Parquet").ParquetFile(path).iter_batches()
     else:
@@ -351,7 +351,7 @@ def _arrow(path: Path, head: bytes) -> Iterator[Row]:
 
 
 def _checked(batch: Any) -> list[dict[str, Any]]:
-    """The records of a batch, whose lengths may lie in a damaged file."""
+    """Take the records out of a batch, in which lengths may be wrong if the file is damaged."""
     batch.validate(full=True)
     records: list[dict[str, Any]] = batch.to_pylist()
     return records
@@ -363,7 +363,7 @@ def _numbered(name: str, records: Iterable[dict[str, Any]]) -> Iterator[Row]:
 
 
 def _saved(path: Path) -> Iterator[Row]:
-    """A folder that the library datasets wrote."""
+    """Read a folder that the library datasets wrote."""
     datasets = _library("datasets", f"{path}: a saved data set")
     data = datasets.load_from_disk(str(path))
     if isinstance(data, dict):  # several splits
