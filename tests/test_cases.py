@@ -193,6 +193,11 @@ def test_fields_that_are_not_used_are_listed_once_a_file(tmp_path):
     assert found.notes[1] in audit_pairs(found, load_tokenizer("pocket"), 64).report()
 
 
+def test_what_stands_beside_the_messages_is_listed_too(tmp_path):
+    file = write(tmp_path / "pairs.jsonl", READ["OpenAI"][0])
+    assert load_pairs(file).notes == [f"{file}: not used: input.parallel_tool_calls"]
+
+
 def test_fields_are_named_by_the_caller(tmp_path):
     record = {"context": "A text.", "ask": "Why?", "good": "So.", "bad": "No.", "system": "Be brief."}
     file = write(tmp_path / "pairs.jsonl", record)

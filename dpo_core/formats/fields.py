@@ -186,7 +186,14 @@ def check_unread(
                 f'no "prompt", and {shown(name)} could be it; name the field of the prompt (prompt_field), or leave'
                 " it out"
             )
-    return unread
+    inner = [(name, record[name]) for name in record if name in read and isinstance(record[name], dict)]
+    return unread + [
+        f"{name}.{key}"
+        for name, value in inner
+        if "messages" in value
+        for key in value
+        if key != "messages" and not blank(value[key])
+    ]
 
 
 def _words(name: str) -> set[str]:
