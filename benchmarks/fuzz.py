@@ -26,7 +26,7 @@ from dpo_core.course.labeling import LabelSession
 from dpo_core.course.verdicts import Comparison
 from dpo_core.data import audit_pairs
 from dpo_core.errors import InputError
-from dpo_core.formats.pairs import load_pairs
+from dpo_core.formats.pairs import load_labels, load_pairs
 from dpo_core.lm.sft import load_examples
 from dpo_core.model import GPT
 from dpo_core.runs.checkpoint import list_checkpoints
@@ -43,6 +43,18 @@ PIECES = [
 LINES = [
     {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
     {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi\n\nAssistant: No."},
+    {"system": "Be brief.", "question": "Why?", "chosen": "So.", "rejected": "No.", "score": 1},
+    {"instruction": "Ask.", "input": "Why?", "history": [["Hi.", "Ho."]], "chosen": "So.", "rejected": "No."},
+    {
+        "input": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]},
+        "preferred_output": [{"role": "assistant", "content": "So."}],
+        "non_preferred_output": [{"role": "assistant", "content": "No."}],
+    },
+    {
+        "conversations": [{"from": "human", "value": "Why?"}],
+        "chosen": "[{'role': 'assistant', 'content': 'So.'}]",
+        "rejected": {"from": "gpt", "value": "No."},
+    },
     {
         "chosen": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}],
         "rejected": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "No."}],
@@ -70,6 +82,10 @@ def readers(folder: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
     packed.write_bytes(gzip.compress(data.read_bytes()))
     good = folder / "good.jsonl"
     good.write_text('{"prompt": "Why?", "completion": "Because."}\n' + data.read_text("utf-8"), encoding="utf-8")
+    listed = folder / "listed.json"
+    listed.write_text(json.dumps(LINES, indent=1), encoding="utf-8")
+    table = folder / "table.csv"
+    table.write_text('prompt,chosen,rejected,label\n"Why,\nso?",So.,"No ""so"".",true\n', encoding="utf-8")
     labels = folder / "labels.jsonl"
     with LabelSession(labels, [Comparison(f"Ask {i}?", "good", "bad") for i in range(3)]) as session:
         session.decide("left")
@@ -96,6 +112,8 @@ def readers(folder: Path) -> dict[str, tuple[Path, Callable[[], object]]]:
     return {
         "pairs": (data, lambda: audit_pairs(load_pairs(data), load_tokenizer("pocket"), 64)),
         "packed pairs": (packed, lambda: load_pairs(packed)),
+        "a list of pairs": (listed, lambda: load_pairs(listed)),
+        "a table": (table, lambda: load_labels(table)),
         "examples": (good, lambda: load_examples(good)),
         "a session": (labels, label),
         "config.json": (run / "final" / "config.json", lambda: GPT.from_pretrained(run / "final")),

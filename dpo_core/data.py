@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 import tiktoken
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from dpo_core.errors import InputError
-from dpo_core.formats.pairs import PreferencePair, shared_length
-from dpo_core.tokenizer import END_OF_TEXT, boundary
+from dpo_core.formats.dialogues import shared_length
+from dpo_core.formats.marks import marks_in, one_seam, without_end
+from dpo_core.formats.pairs import Loaded, PreferencePair
+from dpo_core.tokenizer import boundary
 
 __all__ = [
     "Audit",
@@ -33,6 +35,7 @@ __all__ = [
     "encode_pair",
     "same_prompt",
     "split_by_prompt",
+    "unread",
 ]
 
 
@@ -55,6 +58,7 @@ def encode_pair(encoding: tiktoken.Encoding, pair: PreferencePair) -> EncodedPai
 
     Prompt and answer are encoded together, as a model meets them, and divided where both answers still agree. Encoding
     them apart would give other tokens wherever BPE merges across the boundary; such a token belongs to the answers.
+    Both stand behind the same boundary: white space that only one answer begins or ends with would tell the label.
 
     Args:
         encoding: as of ``load_tokenizer``.
@@ -68,12 +72,11 @@ def encode_pair(encoding: tiktoken.Encoding, pair: PreferencePair) -> EncodedPai
     >>> enc.decode(encoded.prompt), enc.decode(encoded.rejected)
     ('Why?\\n', 'No.<|endoftext|>')
     """
-    answers = [text.removesuffix(END_OF_TEXT) for text in (pair.chosen, pair.rejected)]
-    gaps = [boundary(pair.prompt, text) for text in answers]
-    if gaps == ["\n", "\n"]:  # a line break belongs to the prompt, a space to the answer's first token
-        gap = "\n"
-    else:
-        gap, answers = "", [own + text for own, text in zip(gaps, answers)]
+    answers = one_seam(without_end(pair.chosen), without_end(pair.rejected))
+    seams = {text[: len(text) - len(text.lstrip())] for text in answers}  # several only where code is indented
+    gap = boundary(pair.prompt, *answers[: len(seams) == 1])
+    if gap == " ":  # a line break belongs to the prompt, a space to the answer's first token
+        gap, answers = "", [" " + text for text in answers]
     opening = encoding.encode_ordinary(pair.prompt + gap)
     whole = [encoding.encode_ordinary(pair.prompt + gap + text) for text in answers]
     cut = min(shared_length(opening, ids) for ids in whole)
@@ -91,10 +94,11 @@ class Audit:
     kept: list[EncodedPair]
     dropped: list[tuple[PreferencePair, str]]
     noted: list[tuple[PreferencePair, str]]  # kept, but worth knowing
+    of_files: list[str] = field(default_factory=list)  # what was not used of them, and what was mended
 
     def findings(self) -> list[str]:
         """Describe what was dropped and noted: one line for each reason, with its first three places."""
-        return [*_grouped("dropped", self.dropped), *_grouped("noted", self.noted)]
+        return [*_grouped("dropped", self.dropped), *_grouped("noted", self.noted), *self.of_files]
 
     def report(self) -> str:
         """Summarise the audit in a few lines of text: counts, findings and lengths."""
@@ -139,7 +143,7 @@ def audit_pairs(pairs: Sequence[PreferencePair], encoding: tiktoken.Encoding, ma
     every = {(pair.prompt, pair.chosen, pair.rejected) for pair in named}
     seen: set[PreferencePair] = set()
     kept: list[EncodedPair] = []
-    dropped: list[tuple[PreferencePair, str]] = []
+    dropped, of_files = unread(pairs)
     noted: list[tuple[PreferencePair, str]] = []
     for pair in named:
         encoded = encode_pair(encoding, pair)
@@ -165,12 +169,20 @@ def audit_pairs(pairs: Sequence[PreferencePair], encoding: tiktoken.Encoding, ma
             "the same answers are also there the other way round": contested,
             "an answer holds a further turn of the user": any("\n\nHuman:" in a for a in (pair.chosen, pair.rejected)),
             "prompt and answer merge into one token at their boundary": encoded.merged,
+            **{note: True for note in marks_in(pair.prompt, pair.chosen, pair.rejected)},
         }
         noted += [(pair, note) for note, holds in notes.items() if holds]
     if not kept:
         found = "\n".join(_grouped("dropped", dropped)) or "no pairs were given"
         raise InputError(f"no preference pair is left to train on:\n{found}\ngive other pairs or a larger max_length")
-    return Audit(kept, dropped, noted)
+    return Audit(kept, dropped, noted, of_files)
+
+
+def unread(given: Sequence[object]) -> tuple[list[tuple[PreferencePair, str]], list[str]]:
+    """List the lines that reading dropped, with the reasons, and what it says of the files."""
+    if not isinstance(given, Loaded):
+        return [], []
+    return [(PreferencePair("", "", "", place), fault) for place, fault in given.dropped], list(given.notes)
 
 
 def split_by_prompt(

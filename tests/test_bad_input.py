@@ -21,7 +21,8 @@ from dpo_core.cli.keyboard import ask_which
 from dpo_core.course.labeling import LabelSession
 from dpo_core.course.verdicts import Comparison, file_comparisons
 from dpo_core.errors import InputError, printable, shown
-from dpo_core.formats.pairs import LONGEST, SHOWN, PreferencePair, load_pairs, save_pairs
+from dpo_core.formats.pairs import SHOWN, PreferencePair, load_pairs, save_pairs
+from dpo_core.formats.tables import LONGEST
 from dpo_core.generate import Generation
 from dpo_core.methods.lora import add_lora, save_adapter
 from dpo_core.model import GPT, GPTConfig
@@ -44,7 +45,7 @@ DATA: dict[str, tuple[str | bytes, str, str, str]] = {
     "nothing in it": ("", "data.jsonl:", "no pairs in it", "write one JSON object a line"),
     "blank lines only": ("\n \r\n\t\n", "data.jsonl:", "no pairs in it", "write one JSON object a line"),
     "only a byte order mark": (b"\xef\xbb\xbf", "data.jsonl:", "no pairs in it", "write one JSON object a line"),
-    "a NUL byte": (GOOD.encode() + b"\x00\n", "data.jsonl:2:", "not JSON", "write one object a line"),
+    "a NUL byte": (GOOD.encode() + b"\x00\n" * 2, "data.jsonl:2:", "not JSON", "write one object a line"),
     "a NUL byte in a text": (GOOD.replace("Why", "W\x00y"), "data.jsonl:1:", "Invalid control", "write one object"),
     "a tab in a text": (GOOD.replace("Why", "W\ty"), "data.jsonl:1:", "Invalid control character", "write one object"),
     "zeros, as after a crash": (b"\x00" * 4096, "data.jsonl:1:", "not JSON", "write one object a line"),
@@ -52,21 +53,31 @@ DATA: dict[str, tuple[str | bytes, str, str, str]] = {
     "UTF-16": (GOOD.encode("utf-16"), "data.jsonl:1:", "UTF-16", "save the file as UTF-8"),
     "UTF-16, big end first": (b"\xfe\xff" + GOOD.encode("utf-16-be"), "data.jsonl:1:", "UTF-16", "save the file as"),
     "half a character in bytes": (b'{"prompt": "\xed\xa0\xbd"}\n', "data.jsonl:1:", "not UTF-8", "save the file as"),
-    "a byte missing at the end": (GOOD.encode() + "é".encode()[:1], "data.jsonl:2:", "not UTF-8", "save the file as"),
+    "a byte missing at the end": (GOOD.encode() + b"\xc3\n\xc3", "data.jsonl:2:", "not UTF-8", "save the file as"),
     "a binary file": (bytes(range(256)) * 8, "data.jsonl:1:", "not JSON", "write one object a line"),
     "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(64), "data.jsonl:1:", "not UTF-8", "save the file as UTF-8"),
-    "CSV": ("prompt,chosen,rejected\nWhy?,a,b\n", "data.jsonl:2:", "not JSON", "write one object a line"),
+    "a table with too few fields": (
+        "prompt,chosen,rejected\nWhy?,a\n", "data.jsonl:2:", "has 2 fields where the header has 3", "put texts",
+    ),
+    "a table without the answers": (
+        "prompt,answer\nWhy?,a\n", "data.jsonl:2:", "the line has prompt, answer", "a pair needs prompt, chosen",
+    ),
+    "a table with a quote too many": (
+        'prompt,chosen,rejected\n"Why"y?,a,b\n', "data.jsonl:2:", "not a line of a table", "put texts with quotes",
+    ),
     "Python instead of JSON": ("{'prompt': 'Why?'}\n", "data.jsonl:1:", "not JSON", "write one object a line"),
-    "a comma behind": (GOOD.replace("}", "},"), "data.jsonl:1:", "Extra data", "write one object a line"),
-    "a list around all": (f"[{GOOD.strip()}]\n", "data.jsonl:1:", "not an object but [", "write {...} with prompt"),
-    "objects over several lines": (json.dumps(json.loads(GOOD), indent=1), "data.jsonl:2:", "not JSON", "one object"),
+    "commas behind": (GOOD.replace("}", "},,"), "data.jsonl:1:", "Extra data", "write one object a line"),
+    "a list of lists": ("[[1]]\n", "data.jsonl: item 1:", "not an object but [1]", "write {...} with prompt"),
+    "an object over several lines, cut": (
+        json.dumps(json.loads(GOOD), indent=1)[:-3], "data.jsonl:2:", "not JSON", "one object",
+    ),
     "two objects in a line": (GOOD.strip() + GOOD, "data.jsonl:1:", "Extra data", "write one object a line"),
     "old Mac line ends": (GOOD.replace("\n", "\r") * 2, "data.jsonl:1:", "Extra data", "write one object a line"),
-    "cut off": (GOOD + GOOD[:30], "data.jsonl:2:", "Unterminated string", "write one object a line"),
+    "cut off": (GOOD + (GOOD[:30] + "\n") * 2, "data.jsonl:2:", "Unterminated string", "write one object a line"),
     "text": ('"Why?"\n', "data.jsonl:1:", 'not an object but "Why?"', "write {...} with prompt"),
     "null": ("null\n", "data.jsonl:1:", "not an object but null", "write {...} with prompt"),
-    "NaN": (line(score=float("nan")), "data.jsonl:1:", "NaN is not JSON", "write null, or leave the field out"),
-    "infinity": (line(score=-float("inf")), "data.jsonl:1:", "-Infinity is not JSON", "write null, or leave"),
+    "NaN": (line(chosen=float("nan")), "data.jsonl:1:", '"chosen" is null', "it must be text or a list"),
+    "infinity": (line(prompt=-float("inf")), "data.jsonl:1:", '"prompt" is null', "it must be text or a list"),
     "a number without end": (GOOD.replace('"No."', "1" * 5000), "data.jsonl:1:", "not JSON", "shorten the number"),
     "nested lists": ("[" * 100_000 + "\n", "data.jsonl:1:", "nested too deeply", "write text, or a list of messages"),
     "nested objects": ('{"a":' * 100_000 + "\n", "data.jsonl:1:", "nested too deeply", "write text, or a list"),
@@ -110,7 +121,7 @@ DATA: dict[str, tuple[str | bytes, str, str, str]] = {
     ),
     "a prompt too long": (line(prompt="Why? " * 300), "(data.jsonl:1)", "no room for answers", "a larger --max-length"),
     "one prompt": (GOOD * 3, "1 different prompts", "cannot be divided", "give validation pairs of their own"),
-    "gz: not packed": (GOOD.encode(), "data.jsonl.gz:", "Not a gzipped file", "check the path"),
+    "gz: packed twice": (gzip.compress(gzip.compress(GOOD.encode())), "data.jsonl.gz:1:", "not UTF-8", "save the file"),
     "gz: cut off": (
         gzip.compress("".join(line(prompt=str(i)) for i in range(9999)).encode())[:-100],
         "data.jsonl.gz:", "cannot be read from here on (Compressed file ended", "copy or pack the file again",
@@ -304,7 +315,7 @@ def test_all_problems_of_a_file_are_told_together_whatever_kind_they_are(tmp_pat
     found = str(error.value).splitlines()
     assert found[0] == f"5 bad lines in {tmp_path / 'data.jsonl'}:"
     assert [message.split(":")[1] for message in found[1:]] == ["1", "2", "3", "4", "6"]
-    (tmp_path / "data.jsonl").write_bytes(b"[" * 100_000 + b"\n" + b"{\n" * 99)
+    (tmp_path / "data.jsonl").write_bytes(b"{\n" * 99 + b"[" * 100_000)
     with pytest.raises(InputError, match=f"and {100 - SHOWN} more$"):
         load_pairs(tmp_path / "data.jsonl")
 

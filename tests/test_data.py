@@ -108,11 +108,32 @@ BAD_LINES = {
 
 @pytest.mark.parametrize(("line", "message"), BAD_LINES.values(), ids=BAD_LINES)
 def test_a_bad_line_is_named_with_its_place(tmp_path, line, message):
-    file = write(tmp_path, GOOD, "", line)
+    file = write(tmp_path, GOOD, "", line, line)
     with pytest.raises(InputError) as error:
         load_pairs(file)
     assert f"{file}:3: " in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES.values(), ids=BAD_LINES)
+def test_one_bad_line_is_dropped_by_name(tmp_path, encoding, line, message):
+    file = write(tmp_path, GOOD, line)
+    with pytest.warns(UserWarning, match=r"dropped .*pairs.jsonl:2: "):
+        pairs = load_pairs(file)
+    assert pairs == [pair(chosen="a", rejected="b")]
+    report = audit_pairs(pairs, encoding, max_length=30).report()
+    assert "1 pairs kept, 1 dropped" in report and message in report and f"({file}:2)" in report
+
+
+@pytest.mark.parametrize(("good", "bad", "read"), [(18, 2, True), (17, 2, False), (9, 1, True), (1, 1, True)])
+def test_more_than_one_bad_line_in_ten_refuse_the_file(tmp_path, good, bad, read):
+    file = write(tmp_path, *[GOOD] * good, *["nonsense"] * bad)
+    if read:
+        with pytest.warns(UserWarning):
+            assert len(load_pairs(file)) == good
+    else:
+        with pytest.raises(InputError, match=f"{bad} bad lines"):
+            load_pairs(file)
 
 
 def test_all_bad_lines_are_reported_at_once_up_to_twenty(tmp_path):
@@ -158,10 +179,11 @@ def test_packed_files_are_read_and_damaged_ones_named(tmp_path):
     file = tmp_path / "pairs.jsonl.gz"
     file.write_bytes(packed)
     assert load_pairs(file) == load_pairs(plain)
-    for damaged in (packed[:-12], b"not gzip"):
-        file.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"pairs\.jsonl\.gz: cannot be read"):
-            load_pairs(file)
+    file.write_bytes(packed[:-12])
+    with pytest.raises(InputError, match=r"pairs\.jsonl\.gz:.*cannot be read"):
+        load_pairs(file)
+    file.write_bytes(plain.read_bytes())  # its bytes count, not its name
+    assert load_pairs(file) == load_pairs(plain)
 
 
 def test_a_failing_save_leaves_the_old_file(tmp_path):
@@ -192,7 +214,9 @@ def test_an_unwritable_place_is_an_error(tmp_path):
         (pair("Why?", "Yes", "No"), "Why?\n", "Yes"),
         (pair("Assistant:", "Yes", "No"), "Assistant:", " Yes"),
         (pair("The sky is", " blue", " red"), "The sky is", " blue"),
-        (pair("Why?", " Yes", "No"), "Why?", " Yes"),
+        (pair("Why?", " Yes", " No"), "Why?", " Yes"),
+        (pair("Why?", " Yes", "No"), "Why?\n", "Yes"),
+        (pair("Why?", "Yes</s>", "No<|endoftext|> \n"), "Why?\n", "Yes"),
         (pair("Why?", "Yes<|endoftext|>", "No<|endoftext|>"), "Why?\n", "Yes"),
     ],
 )
@@ -205,14 +229,38 @@ def test_answers_end_in_exactly_one_end_of_text(encoding, given, prompt, chosen)
     assert not encoded.merged
 
 
-@pytest.mark.parametrize(("prompt", "rejected"), [("Why?", "\nNo."), ("Assistant:", " No.")])
-def test_an_answer_without_white_space_is_not_glued_to_the_prompt(encoding, prompt, rejected):
-    encoded = encode_pair(encoding, pair(prompt, " Because.", "No."))
-    assert encoding.decode(encoded.prompt) == prompt
-    assert encoding.decode(encoded.chosen) == " Because.<|endoftext|>"
-    assert encoding.decode(encoded.rejected) == rejected + "<|endoftext|>"
-    other = encode_pair(encoding, pair(prompt, "No.", " Because."))
+@pytest.mark.parametrize(("prompt", "gap"), [("Why?", "\n"), ("Assistant:", " "), ("Why? ", ""), ("Why?\n", "")])
+@pytest.mark.parametrize("rejected", [" No.", "\nNo.", "No. ", "No."])
+def test_both_answers_have_one_seam(encoding, prompt, gap, rejected):
+    """White space that only one answer has would tell the label from its first token."""
+    encoded = encode_pair(encoding, pair(prompt, "Because.", rejected))
+    plain = encode_pair(encoding, pair(prompt, "Because.", "No."))
+    assert (encoded.prompt, encoded.chosen, encoded.rejected) == (plain.prompt, plain.chosen, plain.rejected)
+    assert encoding.decode(encoded.prompt + encoded.rejected) == f"{prompt}{gap}No.<|endoftext|>"
+    other = encode_pair(encoding, pair(prompt, rejected, "Because."))
     assert (other.prompt, other.chosen, other.rejected) == (encoded.prompt, encoded.rejected, encoded.chosen)
+
+
+def test_indentation_is_no_seam(encoding):
+    encoded = encode_pair(encoding, pair("Code:\n", "    return 1", "return 1"))
+    assert encoding.decode(encoded.chosen) == "    return 1<|endoftext|>"
+    assert encoding.decode(encoded.rejected) == "return 1<|endoftext|>"
+
+
+NOTES = {
+    "seam": (pair("Why?", "So.", " No."), "different white space at their beginning"),
+    "foreign end": (pair("Why?", "So.<|im_end|>", "No."), "another model's end token, which was taken off"),
+    "own end inside": (pair("Why?<|endoftext|>Who?", "So.", "No."), "stands within a text and is read as letters"),
+    "markers": (pair("<|im_start|>user\nWhy?", "So.", "No."), "another model's chat markers"),
+    "prompt in one": (pair("Why is it?", "Why is it? So.", "No."), "only one answer begins with the whole prompt"),
+    "prompt in both": (pair("It is", "It is so.", "It is not."), "both answers begin with the whole prompt"),
+}
+
+
+@pytest.mark.parametrize(("given", "note"), NOTES.values(), ids=NOTES)
+def test_what_is_odd_in_a_text_is_noted(encoding, given, note):
+    assert [note in found for _, found in audit_pairs([given], encoding, 80).noted] == [True]
+    assert not audit_pairs([pair("Why?", "So.<|endoftext|>", "No.")], encoding, 80).noted
 
 
 def test_a_token_across_the_boundary_belongs_to_the_answers():

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from dpo_core.config import DPOConfig
+from dpo_core.data import EncodedPair
 from dpo_core.errors import InputError
 from dpo_core.formats.pairs import PreferencePair
 from dpo_core.generate import generate
 from dpo_core.metrics import History
 from dpo_core.study.diagnose import LEARNING, LN2, MACHINERY, diagnose
 from dpo_core.study.evaluate import sample_kl
-from dpo_core.study.setup_check import SETUP, check_setup
+from dpo_core.study.setup_check import SETUP, check_setup, first_token_tells
 from dpo_core.study.watch import watch
 from dpo_core.trainer import DPOTrainer
 
@@ -326,8 +327,29 @@ def test_cut_answers_and_identical_pairs_are_counted(make, even):
     }
 
 
+def test_a_first_token_that_tells_the_label_is_found(make):
+    texts = [("YES", "no"), ("YES ok", "no no"), ("YES", "no no"), ("YES YES", "no")]
+    pairs = [PreferencePair(f"Ask {i}?", *texts[i % 4]) for i in range(24)]
+    findings = {f.name: f.evidence for f in check_setup(make(pairs=pairs))}
+    assert "in 100% of 24 pairs" in findings["first token tells the label"]
+    half = [PreferencePair(p.prompt, p.rejected, p.chosen) if i % 2 else p for i, p in enumerate(pairs)]
+    assert "first token tells the label" not in found(make(pairs=half))
+
+
+def test_labels_that_the_first_token_tells_are_found_whichever_kind_is_more():
+    def answers(first):
+        """Eighty of which one in eight is undesirable and begins with 9; the others begin with ``first``."""
+        sides = [([], [9, i]) if i % 8 == 0 else ([first, i], []) for i in range(80)]
+        return [EncodedPair([1], *both, PreferencePair(str(i), "", "")) for i, both in enumerate(sides)]
+
+    told = first_token_tells(answers(7))
+    assert told == "the first token alone tells desirable answers from undesirable ones in 100% of 80 answers"
+    assert first_token_tells(answers(9)) == ""  # that most are desirable tells nothing
+
+
 def test_every_check_is_tested():
     tested = {*SABOTAGE, "half-precision weights", "empty answers", "identical pairs", "length tells the label"}
+    tested |= {"first token tells the label"}
     tested |= {"unbalanced labels"}  # in test_kto_trainer.py
     assert tested == SETUP.keys()
 

@@ -102,7 +102,7 @@ def test_labelled_dialogues_are_read_as_pairs_are(tmp_path):
         ({"label": None}, r'"label" is null; it must be true \(a wanted answer\) or false'),
         ({"label": 1}, '"label" is 1; it must be true'),
         ({"label": "true"}, '"label" is "true"; it must be true'),
-        ({"prompt": ...}, "no turn of the user before an answer; give a prompt"),
+        ({"prompt": ...}, 'no "prompt" .*; add one'),
         ({"prompt": 3}, '"prompt" is 3; it must be text or a list of messages'),
         ({"completion": None}, '"completion" is null; it must be text or a list of messages'),
         ({"completion": " \n"}, '"completion" is empty; fill it in'),
@@ -115,8 +115,8 @@ def test_labelled_dialogues_are_read_as_pairs_are(tmp_path):
 def test_a_line_that_is_no_labelled_answer_is_named(tmp_path, change, message):
     good = {"prompt": "Why?", "completion": "Because.", "label": True}
     bad = {name: value for name, value in (good | change).items() if value is not ...}
-    with pytest.raises(InputError, match=rf"1 bad lines in .*labels.jsonl:\n.*labels.jsonl:2: ({message})"):
-        load_labels(write(tmp_path / "labels.jsonl", good, bad, good))
+    with pytest.raises(InputError, match=rf"2 bad lines in .*labels.jsonl:\n.*labels.jsonl:2: ({message})"):
+        load_labels(write(tmp_path / "labels.jsonl", good, bad, bad))
 
 
 def test_what_is_cut_dropped_and_contradicted_is_said(encoding):

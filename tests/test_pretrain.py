@@ -169,8 +169,8 @@ def test_examples_in_either_format(tmp_path):
 )
 def test_bad_examples_are_named(tmp_path, record):
     file = tmp_path / "examples.jsonl"
-    file.write_text(json.dumps({"prompt": "A?", "completion": "Yes."}) + "\n" + json.dumps(record))
-    with pytest.raises(InputError, match=r'examples.jsonl:2: "(prompt|completion)" must be text'):
+    file.write_text(json.dumps({"prompt": "A?", "completion": "Yes."}) + f"\n{json.dumps(record)}" * 2)
+    with pytest.raises(InputError, match=r'examples.jsonl:2: (no )?"(prompt|completion)" '):
         load_examples(file)
 
 

@@ -17,7 +17,10 @@ from tiny import byte_encoding
 
 from dpo_core.data import EncodedPair, audit_pairs, batches, by_length, collate, encode_pair, split_by_prompt
 from dpo_core.errors import InputError, printable, shown
-from dpo_core.formats.pairs import PreferencePair, load_pairs, read_pair, save_pairs, shared_length
+from dpo_core.formats.dialogues import shared_length
+from dpo_core.formats.marks import without_end
+from dpo_core.formats.pairs import PreferencePair, load_pairs, save_pairs
+from dpo_core.formats.readers import read_pair
 from dpo_core.generate import encode_prompt, filter_logits, generate
 from dpo_core.kernels.head import head_logps
 from dpo_core.logprobs import pair_logps, reference_logps, sequence_logps, token_logps
@@ -25,7 +28,7 @@ from dpo_core.losses import PairLogps, dpo_loss
 from dpo_core.methods.family import LOSSES
 from dpo_core.metrics import History, MetricSums, preference_metrics
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.tokenizer import END_OF_TEXT, load_tokenizer
+from dpo_core.tokenizer import load_tokenizer
 
 SETTINGS = {"derandomize": True, "deadline": None, "database": None}
 FEW = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], **SETTINGS)
@@ -123,10 +126,10 @@ def test_prompt_and_answer_are_encoded_as_the_model_meets_them(prompt, chosen, r
     assert encoded.prompt
     for text, ids in ((chosen, encoded.chosen), (rejected, encoded.rejected)):
         assert ids[-1] == encoding.eot_token and ids.count(encoding.eot_token) == 1
-        whole = encoding.decode_bytes(encoded.prompt + ids[:-1])
-        start, end = (encoding.decode_bytes(encoding.encode_ordinary(t)) for t in (prompt, text))
-        end = end.removesuffix(END_OF_TEXT.encode())
-        assert whole.startswith(start) and whole.endswith(end) and len(whole) - len(start) - len(end) in (0, 1)
+        whole = encoding.decode(encoded.prompt + ids[:-1])
+        start, end = (encoding.decode(encoding.encode_ordinary(t)) for t in (prompt, without_end(text).strip()))
+        assert whole.startswith(start) and whole.rstrip().endswith(end)
+        assert not whole[len(start) :].rstrip().removesuffix(end).strip()
 
 
 @MANY

@@ -18,18 +18,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import tiktoken
 import torch
 from safetensors import SafetensorError
 
 from dpo_core.cli.flags import build_parser
-from dpo_core.cli.keyboard import ask_which, pocket_pairs, sampled_pairs, typed_pairs
+from dpo_core.cli.keyboard import KEYS, ask_which, pocket_pairs, sampled_pairs, typed_pairs
+from dpo_core.cli.loading import audit_of, read_files, read_text, tell, undo, writable_file
 from dpo_core.config import DPOConfig, default_learning_rate
-from dpo_core.data import Audit, EncodedPair, audit_pairs, same_prompt
+from dpo_core.data import EncodedPair, audit_pairs, same_prompt
 from dpo_core.errors import InputError, printable
 from dpo_core.formats.files import read_json
 from dpo_core.formats.hf_layout import PUBLISHED
-from dpo_core.formats.pairs import LabelledAnswer, PreferencePair, add_pair, load_labels, load_pairs, save_pairs
+from dpo_core.formats.pairs import (
+    Loaded,
+    PreferencePair,
+    add_pair,
+    load_labels,
+    load_pairs,
+    save_pairs,
+)  # fmt: skip
 from dpo_core.generate import Generation, generate
 from dpo_core.kernels.device import best_device
 from dpo_core.kernels.precision import choose
@@ -42,9 +49,9 @@ from dpo_core.runs.checkpoint import list_checkpoints, save_trained, writable_fo
 from dpo_core.runs.processes import launched, print_error, process_group, rank
 from dpo_core.study.evaluate import wilson_interval
 from dpo_core.study.report import REPORTS
+from dpo_core.study.setup_check import first_token_tells
 from dpo_core.tokenizer import load_tokenizer
 from dpo_core.trainers import KTOTrainer, trainer_for
-from dpo_core.trainers.kto import audit_labels
 
 __all__ = ["main"]
 
@@ -98,7 +105,8 @@ def in_flags(message: str) -> str:
     >>> in_flags("lower batch_size, or choose another output folder; train(resume=True) goes on from there")
     'lower --batch-size, or choose another --output; --resume goes on from there'
     """
-    settings = "|".join(found.name for found in fields(DPOConfig) if "_" in found.name)
+    named = ["prompt_field", "chosen_field", "rejected_field"]
+    settings = "|".join([*named, *(found.name for found in fields(DPOConfig) if "_" in found.name)])
     message = re.sub(rf"\b({settings})\b", lambda name: f"--{name[0].replace('_', '-')}", message)
     return message.replace("another output folder", "another --output").replace("train(resume=True)", "--resume")
 
@@ -142,22 +150,6 @@ def _start_of(model: GPT, flag: str) -> str:
     raise InputError(f"{model.source}: {above[0]} does not say what the training began from; name it: {flag} MODEL")
 
 
-def _writable_file(path: Path) -> None:
-    """Found out before any work."""
-    writable_folder(path.parent)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file in it")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-
-
 # Preference pairs
 
 
@@ -167,25 +159,34 @@ def _data(args: argparse.Namespace) -> None:
     if (args.ask or args.prompts) and not args.from_model:
         raise InputError("--ask and --prompts go with --from-model MODEL, whose answers are judged")
     if args.check:
-        print(_audit(load_labels(args.check), load_tokenizer(args.tokenizer), args.max_length).report())
+        audit = audit_of(read_files(load_labels, args, args.check), load_tokenizer(args.tokenizer), args.max_length)
+        print(audit.report())
+        if told := first_token_tells(audit.kept):
+            print(f"noted: {told}")
         return
     if args.output.suffix == ".gz":
         raise InputError(f"{args.output}: pairs are written unpacked; leave .gz out of the name")
-    _writable_file(args.output)
+    writable_file(args.output)
     by_hand = args.interactive or args.ask
     found = args.output.exists() and args.output.stat().st_size
     if found and not by_hand and not args.force:
         raise InputError(f"{args.output}: is there already; choose another --output, or replace it with --force")
     pairs = load_pairs(args.output) if by_hand and found else []
     if by_hand:
-        print(f"{len(pairs)} pairs are in {args.output}; each that you make is added at once; done ends.")
+        print(f"{len(pairs)} pairs are in {args.output}; each that you make is added at once; {KEYS}.")
     if args.convert:
-        made: Iterable[PreferencePair] = load_pairs(args.convert)
+        found_pairs = read_files(load_pairs, args, args.convert)
+        tell(found_pairs)
+        made: Iterable[PreferencePair | None] = found_pairs
     elif args.interactive or args.from_model:
         made = typed_pairs() if args.interactive else _answered_pairs(args)
     else:
         made = pocket_pairs(args.pairs, args.seed, args.noise, args.longer_chosen)
+    old = len(pairs)
     for pair in made:
+        if pair is None:
+            undo(args.output, pairs, old)
+            continue
         pairs.append(pair)
         if by_hand:
             add_pair(args.output, pair)
@@ -197,19 +198,13 @@ def _data(args: argparse.Namespace) -> None:
     print(f"{len(pairs)} pairs in {args.output}")
 
 
-def _audit(found: Sequence[Any], encoding: tiktoken.Encoding, max_length: int) -> Audit:
-    """Find what training would keep of pairs, or of labelled answers."""
-    audit: Callable[..., Audit] = audit_labels if isinstance(found[0], LabelledAnswer) else audit_pairs
-    return audit(found, encoding, max_length)
-
-
 def _answered_pairs(args: argparse.Namespace) -> Iterator[PreferencePair]:
     from dpo_core.pocket.corpus import dialogues
     from dpo_core.pocket.judge import PocketJudge
 
     judge, rng = PocketJudge(), random.Random(args.seed)
     if args.prompts:
-        prompts = [line for line in _read_text(args.prompts).splitlines() if line.strip()][: args.pairs]
+        prompts = [line for line in read_text(args.prompts).splitlines() if line.strip()][: args.pairs]
     else:
         prompts = [dialogue.prompt for dialogue in islice(dialogues(args.seed, held_out=False), args.pairs)]
     if unknown := [] if args.ask else [prompt for prompt in prompts if not judge.knows(prompt)]:
@@ -238,13 +233,14 @@ def _pretrain(args: argparse.Namespace) -> None:
     encoding = load_tokenizer(args.tokenizer)
     shape = (args.context, args.channels, args.layers, args.heads)
     config = GPTConfig(encoding.n_vocab, *shape, tokenizer=args.tokenizer)
-    documents = text_documents(encoding, _read_text(args.data), args.context)
+    documents = text_documents(encoding, read_text(args.data), args.context)
     torch.manual_seed(args.seed)
     _train_lm(args, GPT(config).to(best_device()), documents, args.learning_rate)
 
 
 def _sft(args: argparse.Namespace) -> None:
-    examples = load_examples(args.data)
+    examples = read_files(load_examples, args, args.data)
+    tell(examples)
     model = _to_train(args)
     learning_rate = args.learning_rate or default_learning_rate(model, small=3e-4, published=2e-5)
     encoding, context = load_tokenizer(model.config.tokenizer), model.config.n_positions
@@ -274,8 +270,8 @@ def _train(args: argparse.Namespace) -> None:
     config = DPOConfig(**{setting.name: getattr(args, setting.name) for setting in fields(DPOConfig)})
     kind = trainer_for(config.loss)
     load = load_labels if kind is KTOTrainer else load_pairs
-    pairs: Any = load(args.data)
-    val_pairs: Any = load(args.val) if args.val else None
+    pairs: Any = read_files(load, args, args.data)
+    val_pairs: Any = read_files(load, args, args.val) if args.val else None
     callbacks = [REPORTS[name](args.output) for name in dict.fromkeys(args.report_to)]
     model = _to_train(args)
     trainer = kind(model, load_tokenizer(model.config.tokenizer), pairs, config, args.output, val_pairs)
@@ -335,9 +331,9 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    pairs = load_pairs(args.data) if args.data else []
+    pairs = read_files(load_pairs, args, args.data) if args.data else Loaded()
     if args.json:
-        _writable_file(args.json)
+        writable_file(args.json)
     policy = _load(args.model)
     reference = _load(_start_of(policy, "--reference") if args.reference == "start" else args.reference)
     if policy.config.tokenizer != reference.config.tokenizer:

@@ -106,11 +106,20 @@ def build_parser() -> argparse.ArgumentParser:
         add("--batch-tokens", type=_Read(COUNT), default=2048, help="tokens per step; lower it if memory runs out")
         add("--seed", type=_Read(SEED), default=0, help="of weights and order")
 
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "FILE"}
+
+    def named(add: Callable[..., argparse.Action]) -> None:
+        text = "the field of the prompt, if it has no name that is known; may be given more than once, to be joined"
+        add("--prompt-field", action="append", default=[], metavar="NAME", help=text)
+        add("--chosen-field", default="", metavar="NAME", help="the field of the preferred, or the only, answer")
+        add("--rejected-field", default="", metavar="NAME", help="the field of the other answer")
+
     add = command("data", "Make, convert or check preference pairs; without a choice, sample the pocket world.")
     add("--interactive", action="store_true", help="type pairs in; each is added to --output at once")
     add("--from-model", metavar="MODEL", help="sample two answers to each prompt from it and have them judged")
-    add("--convert", type=Path, metavar="FILE", help="read HH-RLHF, chat, TRL or plain pairs and write them plain")
-    add("--check", type=Path, metavar="FILE", help="only say what training would keep, drop and note")
+    add("--convert", **several, help="read pairs in any format that is known and write them plain")
+    add("--check", **several, help="only say what training would keep, drop and note")
+    named(add)
     add("--output", type=Path, default=Path("preference_data.jsonl"), help="the file to write")
     add("--force", action="store_true", help="replace what --output holds; pairs made by hand are added to it anyway")
     add(
@@ -140,17 +149,24 @@ def build_parser() -> argparse.ArgumentParser:
     next_token(add, "checkpoints/pretrained", 1e-3, "peak learning rate")
 
     add = command("sft", "Fine-tune on good answers.")
-    add("--data", type=Path, required=True, help="JSONL with prompt and completion, or pairs (chosen is taken)")
+    examples = "files of prompt and completion, instruction and output, messages or text, or pairs (chosen is taken)"
+    add("--data", **several, required=True, help=examples)
+    named(add)
     model(add)
     lora(add)
     next_token(add, "checkpoints/sft", None, "peak learning rate; if not given, 3e-4 for pocket and 2e-5 for GPT-2")
 
     add = command("train", "Train by DPO on preference pairs.")
-    add("--data", type=Path, required=True, help="JSONL with prompt, chosen, rejected, or as data --convert reads")
+    pairs = (
+        "files of prompt, chosen, rejected: JSONL, JSON, CSV, TSV, Parquet or Arrow, also packed; hub:NAME fetches a"
+        " data set of the Hugging Face Hub"
+    )
+    add("--data", **several, required=True, help=pairs)
+    named(add)
     model(add)
     lora(add)
     add("--output", type=Path, default=Path("dpo_checkpoints"), help="folder of the run")
-    add("--val", type=Path, metavar="FILE", help="validation pairs, instead of a share of --data")
+    add("--val", **several, help="validation pairs, instead of a share of --data")
     resume = "go on from the last checkpoint in --output; with auto, start if there is none"
     add("--resume", nargs="?", const=True, default=False, choices=["auto"], metavar="auto", help=resume)
     reports = "show the rows in tensorboard or wandb, too, which have to be installed; may be given more than once"
@@ -172,7 +188,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = command("evaluate", "Compare a model with another: reward accuracy, win rate, KL.")
     model(add)
     add("--reference", default="start", metavar="MODEL", help="what to compare with; start: where its training began")
-    add("--data", type=Path, help="pairs to measure the accuracy of the implicit reward on")
+    add("--data", **several, help="pairs to measure the accuracy of the implicit reward on")
+    named(add)
     add("--beta", type=_Read(POSITIVE), default=0.1, help="the beta of the training")
     add(
         "--questions",

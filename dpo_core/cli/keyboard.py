@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import select
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from importlib import resources
 
 from dpo_core.errors import InputError, printable
@@ -11,34 +14,71 @@ from dpo_core.generate import Generation, generate
 from dpo_core.model import GPT
 from dpo_core.tokenizer import load_tokenizer
 
-__all__ = ["answer_twice", "ask_which", "pocket_pairs", "sampled_pairs", "typed_pairs"]
+__all__ = ["KEYS", "answer_twice", "ask_which", "pocket_pairs", "sampled_pairs", "typed_pairs"]
 
 
-def _ask(question: str) -> str | None:
-    """Read a line from the keyboard; None at ``done`` or the end of the input."""
+KEYS = 'undo goes one step back, """ begins and ends a text of several lines, done ends'
+QUOTES = '"""'
+UNDO = "\0undo"  # no text that was typed, as one in quotes may be the word
+PAUSE = 0.05  # seconds without another line, after which what was pasted is over
+
+
+def _whole_pastes() -> None:
+    """Ask the terminal to hand over what is pasted in one piece, where it can."""
+    with suppress(ImportError):  # Windows has none
+        import readline
+
+        readline.parse_and_bind("set enable-bracketed-paste on")
+
+
+def _more() -> bool:
+    """Tell whether another line is there already, as when several were pasted."""
+    with suppress(OSError, ValueError):  # no such thing on Windows, or no keyboard at all
+        return sys.stdin.isatty() and bool(select.select([sys.stdin], [], [], PAUSE)[0])
+    return False
+
+
+def _ask(question: str, undo: str = "undo") -> str | None:
+    """Read a text, also of several lines; None at ``done`` or the end of the input, ``undo`` for the word undo."""
     try:
-        text = input(question).strip()
+        text = input(question)
+        while text.lstrip().startswith(QUOTES) and not text.rstrip().endswith(QUOTES, len(QUOTES)):
+            text += "\n" + input("... ")
+        while _more():
+            text += "\n" + input()
     except EOFError:
         return None
     except UnicodeDecodeError as error:
         raise InputError(f"what was typed is not UTF-8 ({error.reason}); set the terminal to UTF-8") from error
-    return None if text.lower() == "done" else text
+    if text.strip().startswith(QUOTES):
+        return text.strip().removeprefix(QUOTES).removesuffix(QUOTES).strip("\n")
+    word = text.strip().lower()
+    return None if word == "done" else undo if word == "undo" else text.strip()
 
 
-def typed_pairs() -> Iterator[PreferencePair]:
-    """Read pairs from the keyboard, one after the other, until ``done`` or the end of the input."""
-    while True:
-        texts = []
-        for name in ("Prompt", "Chosen", "Rejected"):
-            while (text := _ask(f"{name}: ")) == "":
-                print("Please type something, or done.")
-            if text is None:
-                return
+def typed_pairs() -> Iterator[PreferencePair | None]:
+    """Read pairs from the keyboard until ``done`` or the end of the input; None takes the one before back.
+
+    ``undo`` goes one text back, and at the prompt one pair.
+    """
+    _whole_pastes()
+    names, texts = ("Prompt", "Chosen", "Rejected"), list[str]()
+    while (text := _ask(f"{names[len(texts)]}: ", undo=UNDO)) is not None:
+        if text == UNDO and texts:
+            texts.pop()
+        elif text == UNDO:
+            yield None
+        elif not text.strip():
+            print("Please type something, or done.")
+        else:
             texts.append(text)
+        if len(texts) < len(names):
+            continue
         if texts[1] == texts[2]:
             print("The answers are the same, so there is nothing to prefer; the pair was not saved.")
         else:
             yield PreferencePair(*texts)
+        texts = []
 
 
 def ask_which(first: Generation, second: Generation) -> int | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import tiktoken
 
-from dpo_core.errors import InputError
-from dpo_core.formats.pairs import read_jsonl, read_pair, shared_length
+from dpo_core.formats.dialogues import shared_length
+from dpo_core.formats.fields import Fields
+from dpo_core.formats.marks import without_end
+from dpo_core.formats.pairs import Loaded, Source, load_records
+from dpo_core.formats.readers import read_example
 from dpo_core.lm.pretrain import Document
-from dpo_core.tokenizer import END_OF_TEXT, boundary
+from dpo_core.tokenizer import boundary
 
 __all__ = ["Example", "load_examples", "sft_documents"]
 
@@ -24,13 +26,20 @@ class Example:
     completion: str
 
 
-def load_examples(path: str | Path) -> list[Example]:
-    """Read a JSONL file of ``prompt`` and ``completion``, or of preference pairs, whose chosen side is taken.
+def load_examples(
+    source: Source, *, prompt_field: str | Sequence[str] = (), chosen_field: str = "", rejected_field: str = ""
+) -> Loaded[Example]:
+    """Read good answers: ``prompt`` and ``completion``, Alpaca's fields, messages, text, or pairs' chosen side.
+
+    Of messages the last turn is the answer; text alone is an answer to nothing.
 
     Args:
-        path: UTF-8, one JSON object a line.
+        source: as of ``load_pairs``.
+        prompt_field: as of ``load_pairs``.
+        chosen_field: the field of the answer.
+        rejected_field: of pairs, whose other answer it is.
     Returns:
-        The examples in the file's order.
+        The examples in the files' order.
     Raises:
         InputError: as ``load_pairs``.
 
@@ -41,19 +50,9 @@ def load_examples(path: str | Path) -> list[Example]:
     ...     load_examples(file)
     [Example(prompt='Why?', completion='Because.')]
     """
-    return [example for example, _ in read_jsonl(path, _read_example)]
-
-
-def _read_example(record: dict) -> Example:
-    if "completion" not in record:
-        prompt, chosen, _ = read_pair(record)
-        return Example(prompt, chosen)
-    if record.get("label") is False:
-        raise InputError('"label" is false, so the answer is not a good one; leave the line out')
-    for name in ("prompt", "completion"):
-        if not isinstance(record.get(name), str) or not record[name].strip():
-            raise InputError(f'"{name}" must be text that is not empty')
-    return Example(record["prompt"], record["completion"])
+    prompt = (prompt_field,) if isinstance(prompt_field, str) else tuple(prompt_field)
+    found = load_records(source, read_example, Fields(prompt, chosen_field, rejected_field))
+    return Loaded([Example(*texts) for texts, _ in found], found.dropped, found.notes)
 
 
 def sft_documents(encoding: tiktoken.Encoding, examples: Iterable[Example], max_length: int) -> list[Document]:
@@ -74,7 +73,7 @@ def sft_documents(encoding: tiktoken.Encoding, examples: Iterable[Example], max_
     """
     documents = []
     for example in examples:
-        completion = example.completion.removesuffix(END_OF_TEXT)
+        completion = without_end(example.completion)
         gap = boundary(example.prompt, completion)
         whole = encoding.encode_ordinary(example.prompt + gap + completion)
         opening = encoding.encode_ordinary(example.prompt + gap.rstrip(" "))

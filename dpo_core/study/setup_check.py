@@ -5,7 +5,8 @@ Each rule is a small function that says what it saw, or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -17,8 +18,10 @@ from dpo_core.study.evaluate import wilson_interval
 from dpo_core.trainer import DPOTrainer
 from dpo_core.trainers.kto import LabelAudit
 
-__all__ = ["SETUP", "check_setup"]
+__all__ = ["SETUP", "check_setup", "first_token_tells"]
 
+FEWEST = 20  # pairs, below which a share says little
+FIRST_TOKEN_LEAD = 0.9  # share of pairs that their first tokens alone tell
 LABEL_LEAD = 2.0  # weight of one kind of labelled answers over the other; beyond it the rarer one hardly counts
 LENGTH_LEAD = 0.65  # share of pairs: a rule that only counts tokens would beat many a reward model
 
@@ -101,6 +104,46 @@ def _longer(trainer: DPOTrainer) -> str | None:
     return f"the chosen answer is the longer one in {share:.0%} of {len(unequal)} pairs"
 
 
+def first_token_tells(encoded: Sequence[EncodedPair]) -> str:
+    """Say so if the first token alone predicts which answer was chosen, as where one side was cut differently.
+
+    Each pair is predicted by how often its two first tokens begin chosen and rejected answers of other prompts.
+
+    Args:
+        encoded: pairs, or labelled answers.
+    Returns:
+        What was found, or nothing.
+
+    >>> from dpo_core.formats.pairs import PreferencePair
+    >>> pairs = [EncodedPair([1], [7, 2, i], [8, 2, i], PreferencePair(str(i), "", "")) for i in range(20)]
+    >>> first_token_tells(pairs)
+    'the first token alone tells the chosen answer from the rejected one in 100% of 20 pairs'
+    """
+    leads: Counter[int] = Counter()  # chosen answers that begin with a token, minus rejected ones
+    own: dict[str, Counter[int]] = {}
+    for e in encoded:
+        for counts in (leads, own.setdefault(e.pair.prompt, Counter())):
+            counts.update(e.chosen[:1])
+            counts.subtract(e.rejected[:1])
+    right: dict[str, list[float]] = {}
+    for e in encoded:
+        lead = {token: leads[token] - own[e.pair.prompt][token] for token in e.chosen[:1] + e.rejected[:1]}
+        gap = sum(lead[token] for token in e.chosen[:1]) - sum(lead[token] for token in e.rejected[:1])
+        kind = "pairs" if e.chosen and e.rejected else "desirable" if e.chosen else "undesirable"
+        right.setdefault(kind, []).append(0.5 if gap == 0 else float(gap > 0))
+    shares = [sum(found) / len(found) for found in right.values()]  # of labelled answers, each kind counts alike
+    both = "pairs" in right or len(right) == 2
+    if len(encoded) < FEWEST or not both or sum(shares) < FIRST_TOKEN_LEAD * len(shares):
+        return ""
+    what = "the chosen answer from the rejected one" if "pairs" in right else "desirable answers from undesirable ones"
+    count = f"{len(encoded)} {'pairs' if 'pairs' in right else 'answers'}"
+    return f"the first token alone tells {what} in {sum(shares) / len(shares):.0%} of {count}"
+
+
+def _first_token(trainer: DPOTrainer) -> str | None:
+    return first_token_tells(_pairs(trainer)) or None
+
+
 def _unbalanced(trainer: DPOTrainer) -> str | None:
     if not _labelled(trainer):
         return None
@@ -127,6 +170,10 @@ SETUP: dict[str, tuple[Callable[[DPOTrainer], str | None], str]] = {
     "no end of text": (_endless, "end each answer in one end-of-text token; raise max_length where answers are cut"),
     "identical pairs": (_identical, "look where they come from; where only the beginnings agree, raise max_length"),
     "unbalanced labels": (_unbalanced, "raise the rarer kind's weight, desirable_weight or undesirable_weight"),
+    "first token tells the label": (
+        _first_token,
+        "look at how the answers begin, white space included; a policy that learns this alone looks perfect",
+    ),
     "length tells the label": (_longer, "even the lengths out, or watch samples/length; the policy will learn length"),
 }
 

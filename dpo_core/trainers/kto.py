@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from dpo_core.config import DPOConfig
-from dpo_core.data import Audit, EncodedPair, encode_pair
+from dpo_core.data import Audit, EncodedPair, encode_pair, unread
 from dpo_core.errors import InputError
+from dpo_core.formats.marks import marks_in
 from dpo_core.formats.pairs import LabelledAnswer, PreferencePair
 from dpo_core.losses import PairLogps
 from dpo_core.methods.kto import mismatch
@@ -70,8 +71,8 @@ class KTOTrainer(DPOTrainer):
 
     def encode(self, pairs: Answers) -> Audit:
         """Encode pairs or labelled answers, and weed out."""
-        labelled = [answer for answer in pairs if isinstance(answer, LabelledAnswer)]
-        if labelled and len(labelled) < len(pairs):
+        labelled: Any = pairs if all(isinstance(answer, LabelledAnswer) for answer in pairs) else []
+        if not labelled and any(isinstance(answer, LabelledAnswer) for answer in pairs):
             raise InputError("pairs and labelled answers are mixed; give one kind, or label each answer of the pairs")
         return audit_labels(labelled, self.encoding, self.max_length) if labelled else super().encode(pairs)
 
@@ -207,7 +208,8 @@ def audit_labels(answers: Sequence[LabelledAnswer], encoding: tiktoken.Encoding,
     dropped: 1 x the answer is empty (answer 2)
     desirable: 1, on average 5.0 tokens; undesirable: 0, none
     """
-    kept, dropped, noted = [], [], []
+    kept, noted = [], []
+    dropped, of_files = unread(answers)
     labels = {(answer.prompt, answer.completion, answer.label) for answer in answers}
     for number, answer in enumerate(answers, start=1):
         text = answer.completion
@@ -230,9 +232,10 @@ def audit_labels(answers: Sequence[LabelledAnswer], encoding: tiktoken.Encoding,
         notes = {
             f"the answer was cut at {max_length} tokens": len(ids) < len(encoded.chosen),
             "the same answer is also there with the other label": (answer.prompt, text, not answer.label) in labels,
+            **{note: True for note in marks_in(answer.prompt, text)},
         }
         noted += [(place, note) for note, holds in notes.items() if holds]
-    audit = LabelAudit(kept, dropped, noted)
+    audit = LabelAudit(kept, dropped, noted, of_files)
     if not kept:
         found = "\n".join(audit.findings()) or "no answers were given"
         raise InputError(f"no labelled answer is left to train on:\n{found}\ngive others or a larger max_length")

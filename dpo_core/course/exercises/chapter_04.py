@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from dpo_core.course.exercises.base import Exercise
 from dpo_core.data import same_prompt
-from dpo_core.formats.pairs import ANSWER, read_pair, shared_length
+from dpo_core.formats.dialogues import ANSWER, shared_length
+from dpo_core.formats.readers import read_pair
 
 __all__ = ["EXERCISES"]
 

@@ -221,13 +221,13 @@ CORE = [
     mistake(
         "the reader swaps the labels",
         "data",
-        "dpo_core.formats.pairs:_read_messages",
-        swap("('chosen', 'rejected')", "('rejected', 'chosen')"),
+        "dpo_core.formats.readers:_with_prompt",
+        swap("(_p, _a[0], _a[1])", "(_p, _a[1], _a[0])"),
     ),
     mistake(
         "the reader swaps HH-RLHF's labels",
         "data",
-        "dpo_core.formats.pairs:_cut_dialogue",
+        "dpo_core.formats.readers:_cut_dialogue",
         swap("(_p, _c, _r)", "(_p, _r, _c)"),
     ),
     # Metrics
