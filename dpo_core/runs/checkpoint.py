@@ -29,11 +29,13 @@ from torch import Tensor
 
 from dpo_core.data import EncodedPair
 from dpo_core.errors import InputError
-from dpo_core.formats.files import NamedLock, atomic_write, read_json, read_tensors, reason, refuse_pickles, sync
+from dpo_core.formats.files import NamedLock, atomic_write, read_json, read_tensors, reason, sync
+from dpo_core.formats.hf_tokenizer import save_tokenizer
 from dpo_core.methods.lora import adapters, merged_copy, read_adapter, save_adapter
 from dpo_core.metrics import History
 from dpo_core.model import GPT
 from dpo_core.runs.processes import any_rank, rank, scatter_like, whole_on_first
+from dpo_core.tokenizer import load_tokenizer, vocabulary_of
 
 __all__ = [
     "cached",
@@ -196,20 +198,35 @@ def save_final(run: Path, model: GPT, history: History) -> None:
     weights = whole_on_first(model.state_dict())
     if rank() == 0:
         with delayed_interrupt():  # it takes a moment, and half of it would be no use
-            save_trained(model, run / "final", run / "adapter", weights)
-            write_json(run / "final" / "training.json", read_json(run / "config.json"))
+            record = read_json(run / "config.json")
+            save_trained(model, run / "final", run / "adapter", record, weights)
             with atomic_write(run / "history.jsonl") as partial:
                 history.to_jsonl(partial)
             sync(run)
     any_rank(False)  # all wait until it is there
 
 
-def save_trained(model: GPT, folder: Path, adapter: Path, weights: dict[str, Tensor] | None = None) -> None:
-    """Write a model, its adapter merged, and if there is one the adapter alone; an earlier training's is removed."""
+def save_trained(
+    model: GPT, folder: Path, adapter: Path, record: dict[str, Any], weights: dict[str, Tensor] | None = None
+) -> None:
+    """Write a model, its adapter merged, and if there is one the adapter alone; an earlier training's is removed.
+
+    Args:
+        model: as it was trained.
+        folder: gets the model, ``training.json``, and a tokenizer that transformers opens, if the encoding is ours.
+        adapter: gets the adapter alone.
+        record: of the training; its ``form`` is that of the prompts, which the tokenizer's chat template takes over.
+        weights: to write instead of the model's own.
+    """
     merged_copy(model, weights).save_pretrained(folder)
     shutil.rmtree(adapter, ignore_errors=True)
     if adapters(model):
         save_adapter(model, adapter, weights)
+    write_json(folder / "training.json", record)
+    known = vocabulary_of(model.config.tokenizer)
+    if known and known[0] < model.config.vocab_size:
+        encoding = load_tokenizer(model.config.tokenizer)
+        save_tokenizer(encoding, folder, model.config.n_positions, record.get("form", "plain"))
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -272,7 +289,6 @@ def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.AdamW, step
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
-        refuse_pickles(folder)
         weights = read_adapter(model, folder) if adapters(model) else GPT.from_pretrained(folder).state_dict()
         tensors = read_tensors(folder / "optimizer.safetensors")
         names = {f"{number}.{name}" for number in range(len(parameters)) for name in MOMENTS}
