@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -55,6 +56,8 @@ __all__ = [
     "writable_folder",
     "write_json",
 ]
+
+log = logging.getLogger(__name__)
 
 KEPT = 2
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for each parameter
@@ -225,7 +228,11 @@ def save_trained(
     write_json(folder / "training.json", record)
     known = vocabulary_of(model.config.tokenizer)
     if known and known[0] < model.config.vocab_size:
-        encoding = load_tokenizer(model.config.tokenizer)
+        try:
+            encoding = load_tokenizer(model.config.tokenizer)
+        except InputError as error:  # no network: the model is there, and that is what counts
+            log.warning("%s: has no tokenizer for other programs (%s)", folder, error)
+            return
         save_tokenizer(encoding, folder, model.config.n_positions, record.get("form", "plain"))
 
 
