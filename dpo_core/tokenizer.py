@@ -175,12 +175,12 @@ def form_of(prompts: Sequence[str]) -> str:
     return "dialogue" if 2 * asked > len(prompts) else "plain"
 
 
-def in_form(prompt: str, form: str) -> str:
+def in_form(prompt: str, form: str | None) -> str:
     """Put a prompt in the form of those that a model was trained on.
 
     Args:
         prompt: a question, or a dialogue, of which only what opens the answer may be missing.
-        form: of ``form_of``.
+        form: of ``form_of``, or what a record says of it; of another one nothing is known.
 
     >>> in_form("Why is the sky blue?", "dialogue")
     '\\n\\nHuman: Why is the sky blue?\\n\\nAssistant:'

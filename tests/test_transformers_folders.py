@@ -202,6 +202,7 @@ def test_the_chat_template_gives_the_very_ids_of_our_encoding(tmp_path, encoding
     save_tokenizer(encoding, tmp_path, 1024, form)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert (len(tokenizer), tokenizer.eos_token_id) == (encoding.n_vocab, encoding.eot_token)
+    assert [*tokenizer("Why?")] == ["input_ids", "attention_mask"]
     turns = [
         ([{"role": "user", "content": prompt}], {"role": "assistant", "content": answer})
         for prompt, answer in prompts()

@@ -133,14 +133,11 @@ def _start_of(model: GPT, flag: str) -> str:
     """The name of the model that the training of this one began from."""
     if model.source == "pocket" or on_hub(model.source):
         raise InputError(f"{model.source} was not trained here; name what to compare with: {flag} MODEL")
-    folder = Path(model.source).absolute()
     start = _recorded(model).get("start")
     if start and isinstance(start, str):
         return start
-    raise InputError(
-        f"{model.source}: {folder.parent / 'config.json'} does not say what the training began from; name it:"
-        f" {flag} MODEL"
-    )
+    record = Path(model.source).absolute().parent / "config.json"
+    raise InputError(f"{model.source}: {record} does not say what the training began from; name it: {flag} MODEL")
 
 
 def _recorded(model: GPT) -> dict[str, Any]:
@@ -230,7 +227,7 @@ def _answered_pairs(args: argparse.Namespace) -> Iterator[PreferencePair]:
         return judge.prefers(first.prompt, first.text, second.text, args.noise, rng)
 
     model = _load(args.from_model)
-    asked = [in_form(prompt, _form(model)) for prompt in prompts]
+    asked = [in_form(prompt, _recorded(model).get("form")) for prompt in prompts]
     return sampled_pairs(model, asked, ask_which if args.ask else prefers, args.seed)
 
 
@@ -335,17 +332,12 @@ def _pocket(args: argparse.Namespace) -> None:
 # Use
 
 
-def _form(model: GPT) -> str:
-    """The form of the prompts that a model was trained on, as far as that is recorded."""
-    return "dialogue" if _recorded(model).get("form") == "dialogue" else "plain"
-
-
 def _generate(args: argparse.Namespace) -> None:
     models = [_load(args.model)]
     if args.compare:
         models.insert(0, _load(_start_of(models[0], "--compare") if args.compare == "start" else args.compare))
     settings = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
-    form = "plain" if args.plain else _form(models[-1])  # one for all, as answers are compared
+    form = "plain" if args.plain else _recorded(models[-1]).get("form")  # one for all, as answers are compared
     prompts = [in_form(prompt, form) for prompt in args.prompt]
     if form == "dialogue":
         print(f"{models[-1].source} was trained on dialogues, and is asked in one; with --plain it is not")

@@ -129,6 +129,8 @@ def save_tokenizer(encoding: tiktoken.Encoding, folder: str | Path, longest: int
         **dict.fromkeys(("bos_token", "eos_token", "pad_token"), end),
         "padding_side": "left",  # an answer begins behind its prompt
         "model_max_length": longest,
+        # No types of tokens, which older versions of transformers add and a GPT-2 embeds as if they were words.
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATES[form],
     }
