@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from dpo_core.cli import main
-from dpo_core.formats.pairs import PreferencePair
+from dpo_core.formats.pairs import PreferencePair, load_pairs
 from dpo_core.model import GPT, GPTConfig
+from dpo_core.pocket.judge import PocketJudge
 from dpo_core.tokenizer import form_of, in_form
 
 DIALOGUE = "\n\nHuman: Why?\n\nAssistant:"
@@ -91,3 +92,15 @@ def test_a_checkpoint_and_an_adapter_are_asked_as_their_run_was_trained(folder, 
     for name in ("run/adapter", "run/checkpoints/step-000001"):
         out = output("generate", "--model", name, "--prompt", "Who?", "--max-new-tokens", 2)
         assert f"{name} was trained on dialogues" in out and "Human: Who?" in out
+
+
+def test_a_models_answers_are_asked_for_in_its_form_and_judged_by_the_question(folder, tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    judged = []
+    monkeypatch.setattr(PocketJudge, "prefers", lambda self, prompt, *_: judged.append(prompt) or 1)
+    write(tmp_path / "talks.jsonl", [PreferencePair(DIALOGUE, f"Yes {i}.", "No.") for i in range(6)])
+    output("sft", "--data", "talks.jsonl", "--model", folder, "--output", "talks")
+    (tmp_path / "asked.txt").write_text("Why is the sky blue?\n")
+    output("data", "--from-model", "talks", "--prompts", "asked.txt", "--output", "new.jsonl")
+    assert {pair.prompt for pair in load_pairs("new.jsonl")} == {"\n\nHuman: Why is the sky blue?\n\nAssistant:"}
+    assert set(judged) == {"Why is the sky blue?"}

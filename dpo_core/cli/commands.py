@@ -145,9 +145,8 @@ def _recorded(model: GPT) -> dict[str, Any]:
     if model.source == "pocket" or on_hub(model.source):
         return {}
     folder = Path(model.source).absolute()
-    above = [parent / "config.json" for parent in folder.parents][:2]
-    records = (_settings(record) for record in (folder / "training.json", *above))
-    return next((record for record in records if record.get("start") is not None), {})
+    files = (folder / "training.json", *[parent / "config.json" for parent in folder.parents][:2])
+    return next((record for record in map(_settings, files) if record.get("start") is not None), {})
 
 
 def _writable_file(path: Path) -> None:
@@ -224,10 +223,11 @@ def _answered_pairs(args: argparse.Namespace) -> Iterator[PreferencePair]:
         raise InputError(f"{args.prompts}: the pocket judge knows nothing about {unknown[0]!r}; judge yourself: --ask")
 
     def prefers(first: Generation, second: Generation) -> int:
-        return judge.prefers(first.prompt, first.text, second.text, args.noise, rng)
+        return judge.prefers(plain[first.prompt], first.text, second.text, args.noise, rng)
 
     model = _load(args.from_model)
     asked = [in_form(prompt, _recorded(model).get("form")) for prompt in prompts]
+    plain = dict(zip(asked, prompts))  # as the judge knows them
     return sampled_pairs(model, asked, ask_which if args.ask else prefers, args.seed)
 
 
@@ -341,7 +341,7 @@ def _generate(args: argparse.Namespace) -> None:
     prompts = [in_form(prompt, form) for prompt in args.prompt]
     if form == "dialogue":
         print(f"{models[-1].source} was trained on dialogues, and is asked in one; with --plain it is not")
-    settings["stop"] = [HUMAN] if form == "dialogue" else []
+        settings["stop"] = [HUMAN]
     answers = [generate(model, load_tokenizer(model.config.tokenizer), prompts, **settings) for model in models]
     for prompt, *row in zip(prompts, *answers):
         print(printable(prompt.lstrip("\n") if form == "dialogue" else prompt))
