@@ -51,7 +51,7 @@ lock:  ## Write both lock files anew from the loose bounds
 	$(PYTHON) -m venv _build/lock
 	_build/lock/bin/pip install --quiet torch==2.13.0 -r requirements.txt -e ".[course,dev]"
 	{ echo "# What make test and CI install (Python 3.11), written by make lock; requirements.txt has the loose bounds."; \
-	  _build/lock/bin/pip freeze --exclude-editable | sed -e '/^nvidia-/d' -e '/^triton/d' -e 's/+.*//'; echo "-e ."; \
+	  _build/lock/bin/pip freeze --exclude-editable | sed -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton/d' -e 's/+.*//'; echo "-e ."; \
 	} > requirements-lock.txt
 	$(PYTHON) -m venv _build/book-lock
 	grep -v '^-e' requirements-lock.txt > _build/book-lock/versions.txt

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from dpo_core.logprobs import pair_logps, reference_logps, sequence_logps, token_logps
     from dpo_core.losses import PairLogps, PairLoss, dpo_loss
     from dpo_core.methods.family import LOSSES, choose_loss
-    from dpo_core.methods.lora import LoRAConfig, adapter_off, add_lora, load_adapted, merge_lora
+    from dpo_core.methods.lora import LoRAConfig, adapter_off, add_lora, load_adapted, load_model, merge_lora
     from dpo_core.metrics import History, log_line, preference_metrics
     from dpo_core.model import GPT, GPTConfig
+    from dpo_core.runs.processes import process_group
     from dpo_core.study.diagnose import diagnose
     from dpo_core.study.evaluate import paired_bootstrap, sample_kl, wilson_interval, win_rate
     from dpo_core.study.setup_check import check_setup
@@ -46,9 +47,10 @@ _HOMES = {
     "logprobs": ("pair_logps", "reference_logps", "sequence_logps", "token_logps"),
     "losses": ("PairLogps", "PairLoss", "dpo_loss"),
     "methods.family": ("LOSSES", "choose_loss"),
-    "methods.lora": ("LoRAConfig", "adapter_off", "add_lora", "load_adapted", "merge_lora"),
+    "methods.lora": ("LoRAConfig", "adapter_off", "add_lora", "load_adapted", "load_model", "merge_lora"),
     "metrics": ("History", "log_line", "preference_metrics"),
     "model": ("GPT", "GPTConfig"),
+    "runs.processes": ("process_group",),
     "study.diagnose": ("diagnose",),
     "study.evaluate": ("paired_bootstrap", "sample_kl", "wilson_interval", "win_rate"),
     "study.setup_check": ("check_setup",),

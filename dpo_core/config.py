@@ -52,13 +52,14 @@ class DPOConfig:
     What is None depends on the loss, the model or the data; ``resolve`` fills it in, and the trainer's own ``config``
     is resolved.
 
-    The ``loss`` is one of ``LOSSES``, or a function that takes ``PairLogps`` and beta and returns a ``PairLoss``. Of a
-    function the run's record keeps the name, and a resumed run has to have one of the same name.
+    The ``loss`` is one of ``LOSSES``, or a function that takes ``PairLogps`` and beta and returns a ``PairLoss``. The
+    run's record keeps the function's name, and a resumed run needs a function of the same name.
 
     The log-probs of the ``reference`` are "cached", that is computed once before training. "live" asks a copy of the
     model in each step: the same numbers for more time and memory. "adapter_off" asks the model without its adapter
-    (LoRA): the same for more time and no memory. It is the wrong reference if the adapter was trained before, as by
-    fine-tuning, since off, that is undone too; it is refused then. Merge the adapter first and add a new one.
+    (LoRA): the same for more time and no memory. That is the wrong reference if the adapter was trained before, for
+    example by fine-tuning, since switching it off undoes that training, too. Such an adapter is refused: merge it first
+    and add a new one.
 
     >>> DPOConfig(beta=1.0, beta_end=2.0, steps=3).beta_at(1)
     1.5
@@ -140,8 +141,10 @@ class DPOConfig:
         self.pair_loss()
 
     def pair_loss(self) -> Loss:
-        """What ``choose_loss`` makes of ``loss`` and its settings.
+        """Make the loss function that ``loss`` and its settings ask for.
 
+        Returns:
+            A function of ``PairLogps`` and beta.
         Raises:
             InputError: there is no such loss, or it has no such setting.
         """
@@ -154,7 +157,7 @@ class DPOConfig:
         return choose_loss(self.loss, self.sft_weight, **settings)
 
     def resolve(self, model: GPT, pairs: int) -> DPOConfig:
-        """Fill in what depends on the loss, the model and the data.
+        """Fill in the settings that depend on the loss, the model and the data.
 
         Args:
             model: the one to train, with its adapter if it has one.
@@ -173,16 +176,25 @@ class DPOConfig:
         return replace(self, steps=steps, epochs=None, learning_rate=learning_rate, **own)
 
     def record(self) -> dict[str, Any]:
-        """The settings as JSON can hold them, a loss by its name."""
+        """Convert the settings to a dict that JSON can hold, with a loss by its name."""
         return {found.name: getattr(self, found.name) for found in fields(self)} | {"loss": loss_name(self.loss)}
 
     def beta_at(self, step: int) -> float:
-        """Beta of the update that follows ``step`` finished ones."""
+        """Compute the beta of a step.
+
+        Args:
+            step: how many steps are finished before it.
+        """
         end = self.beta if self.beta_end is None else self.beta_end
         return self.beta + (end - self.beta) * step / max(1, self.steps - 1)
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of that update: a linear rise, then constant, as in the DPO paper, or falling to the last step.
+        """Compute the learning rate of a step.
+
+        The rate rises in a straight line, then stays, as in the DPO paper, or falls towards 0 at the last step.
+
+        Args:
+            step: how many steps are finished before it.
 
         >>> config = DPOConfig(steps=5, learning_rate=1.0, warmup_steps=1, learning_rate_schedule="linear")
         >>> [config.learning_rate_at(step) for step in range(5)]
@@ -196,7 +208,7 @@ class DPOConfig:
 
     @property
     def saves(self) -> bool:
-        """Whether checkpoints are written, and then one at the end, too."""
+        """Whether checkpoints are written; if so, there is also one at the end."""
         return bool(self.save_minutes or self.save_every)
 
     def save_due(self, step: int, minutes: float) -> bool:
@@ -217,7 +229,7 @@ class DPOConfig:
 
 
 def default_learning_rate(model: GPT, small: float = 1e-4, published: float = 1e-6) -> float:
-    """Choose a learning rate where none is given, by the model and what of it is trained.
+    """Choose the learning rate where none is given, by the model and by what of it is trained.
 
     Args:
         model: as it will be trained.
@@ -233,7 +245,7 @@ def default_learning_rate(model: GPT, small: float = 1e-4, published: float = 1e
 
 
 def recorded_settings(record: dict[str, Any]) -> dict[str, Any]:
-    """Read a record of settings as today's ``record`` would have written it, also one of an earlier version.
+    """Bring the settings of a record, even of an earlier version, into the form that ``record`` gives them today.
 
     Args:
         record: settings from a checkpoint; what an earlier version had no name for is what it did then.
@@ -249,6 +261,6 @@ def recorded_settings(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own_settings(loss: str | Loss, settings: dict[str, Any]) -> dict[str, Any]:
-    """The loss's own values of those of its settings that are None."""
+    """Look up the loss's own values for those of its settings that are None."""
     own = own_settings(loss) if callable(loss) or loss in LOSSES else {}
     return {name: own[name] for name in ("beta", *OWN) if name in own and settings[name] is None}

@@ -1,6 +1,6 @@
 """Preference data from text to tensors.
 
-``audit_pairs`` encodes and weeds out, ``split_by_prompt`` sets some aside, ``collate`` packs. A pair is one row of
+``audit_pairs`` encodes and filters, ``split_by_prompt`` sets some aside, ``collate`` packs. A pair is one row of
 tokens, prompt + chosen + rejected: the prompt is computed once, the attention mask hides the chosen answer from the
 rejected one, and the positions of the rejected one start again at the prompt's end.
 
@@ -51,10 +51,10 @@ class EncodedPair:
 
 
 def encode_pair(encoding: tiktoken.Encoding, pair: PreferencePair) -> EncodedPair:
-    """Encode prompt and answer together, as a model meets them, and cut where both answers still agree.
+    """Turn a pair's texts into token ids, and divide them into prompt, chosen and rejected answer.
 
-    Encoding them apart would give other tokens wherever BPE merges across the boundary; such a token belongs to the
-    answers here.
+    Prompt and answer are encoded together, as a model meets them, and divided where both answers still agree. Encoding
+    them apart would give other tokens wherever BPE merges across the boundary; such a token belongs to the answers.
 
     Args:
         encoding: as of ``load_tokenizer``.
@@ -93,11 +93,11 @@ class Audit:
     noted: list[tuple[PreferencePair, str]]  # kept, but worth knowing
 
     def findings(self) -> list[str]:
-        """Say what was dropped and noted, with the first three places of each."""
+        """Describe what was dropped and noted: one line for each reason, with its first three places."""
         return [*_grouped("dropped", self.dropped), *_grouped("noted", self.noted)]
 
     def report(self) -> str:
-        """Put the findings in lines for people."""
+        """Summarise the audit in a few lines of text: counts, findings and lengths."""
         count = len(self.kept)
         chosen, rejected = (sum(len(getattr(e, name)) for e in self.kept) / count for name in ("chosen", "rejected"))
         longer = sum(len(e.chosen) > len(e.rejected) for e in self.kept) / count
@@ -119,7 +119,7 @@ def _grouped(title: str, findings: list[tuple[PreferencePair, str]]) -> Iterator
 def audit_pairs(pairs: Sequence[PreferencePair], encoding: tiktoken.Encoding, max_length: int) -> Audit:
     """Encode pairs, shorten long answers, and drop the pairs from which nothing can be learned.
 
-    An exact repeat is dropped as a slip of copying, unless the opposite verdict is there too: then they are votes.
+    An exact repeat is dropped as a copying mistake, unless the opposite label is there, too: then repeats are votes.
 
     Args:
         pairs: what ``load_pairs`` gave.
@@ -208,7 +208,12 @@ def split_by_prompt(
 
 
 def same_prompt(prompt: str) -> str:
-    """What prompts have in common that ask the same.
+    """Reduce a prompt to what it has in common with prompts that ask the same, so that these compare equal.
+
+    Args:
+        prompt: as written.
+    Returns:
+        The prompt in small letters, without white space at its ends and without marks at its end.
 
     >>> same_prompt("Why is the sky blue?") == same_prompt(" why is the sky blue")
     True
@@ -223,7 +228,7 @@ def same_prompt(prompt: str) -> str:
 class PreferenceBatch:
     """Pairs as tensors, one row each: prompt, chosen, rejected, padding.
 
-    The last four index what there is to do; padding, and the output head on other tokens, are not computed.
+    The last four fields say what to compute: nothing for padding, and logits only where they predict an answer's token.
     """
 
     ids: Tensor  # (B, T) token ids; padding is 0, which nothing attends to or predicts
@@ -245,18 +250,28 @@ class PreferenceBatch:
         return self.chosen_lengths, self.rejected_lengths
 
     def mask(self) -> Tensor:
-        """(B, 1, T, T) bool, True where attention is allowed: backwards, to the prompt and to one's own answer."""
+        """Mark which tokens each token may attend to: earlier ones of the prompt and of its own answer, and itself.
+
+        Returns:
+            (B, 1, T, T) bool, True where attention is allowed.
+        """
         T = self.ids.shape[1]
         query, key = self.segments[:, :, None], self.segments[:, None, :]
         causal = torch.ones(T, T, dtype=torch.bool, device=self.ids.device).tril()
         return (causal & ((query == key) | (key == 0)))[:, None]
 
     def to(self, device: torch.device | str) -> PreferenceBatch:
+        """Copy the batch to a device."""
         return PreferenceBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 def collate(encoded: Sequence[EncodedPair]) -> PreferenceBatch:
     """Pack encoded pairs into one batch, padded on the right.
+
+    Args:
+        encoded: B pairs.
+    Returns:
+        A batch on the CPU.
 
     >>> batch = collate([EncodedPair([5, 6], [7, 9], [8, 9], PreferencePair("", "", ""))])
     >>> batch.ids.tolist(), batch.positions.tolist()
@@ -293,7 +308,14 @@ def collate(encoded: Sequence[EncodedPair]) -> PreferenceBatch:
 
 
 def batches(count: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Indices of one batch after another without end: each epoch a new order, its last batch perhaps smaller.
+    """Yield the indices of one batch after another, without end.
+
+    Each epoch has a new order, and its last batch may be smaller.
+
+    Args:
+        count: pairs there are.
+        size: pairs in a batch.
+        seed: of the orders.
 
     >>> from itertools import islice
     >>> first_epoch = list(islice(batches(count=5, size=2, seed=0), 3))
@@ -307,7 +329,16 @@ def batches(count: int, size: int, seed: int) -> Iterator[list[int]]:
 
 
 def by_length(encoded: Sequence[EncodedPair], indices: Iterable[int], size: int) -> list[list[int]]:
-    """Divide indices into groups of like length, longest first: little padding, and the first shows if memory suffices.
+    """Divide indices into groups of pairs of similar length, the longest pairs first.
+
+    So there is little padding, and the first group shows whether the memory suffices.
+
+    Args:
+        encoded: all pairs.
+        indices: of the pairs to divide.
+        size: pairs in a group.
+    Returns:
+        Lists of indices.
 
     >>> pairs = [EncodedPair([1] * n, [2], [3], PreferencePair("", "", "")) for n in (1, 9, 2, 8)]
     >>> by_length(pairs, range(4), size=2)

@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right, and how text from anywhere is shown in its message."""
+"""The exception for mistakes that a user can correct, and safe ways to put any text into its message."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # these turn
 
 
 class InputError(ValueError):
-    """Something given to ``dpo_core`` is wrong; the message says what, where, and how to mend it."""
+    """Something given to ``dpo_core`` is wrong; the message says what, where, and how to correct it."""
 
 
 def printable(text: str) -> str:
-    """Text from anywhere for a terminal: what would steer it is spelled out, line breaks and tabs stay.
+    """Spell out the characters of a text that would steer a terminal; line breaks and tabs stay.
+
+    Args:
+        text: from anywhere.
 
     >>> printable("a\\x1b[2J b")
     'a\\\\x1b[2J b'
@@ -30,7 +33,11 @@ def printable(text: str) -> str:
 
 
 def shown(value: Any, length: int = 40) -> str:
-    """A value for a message: as JSON, on one line, short, and without characters that steer a terminal.
+    """Write a value for a message: as JSON, on one line, short, and without characters that steer a terminal.
+
+    Args:
+        value: anything.
+        length: characters at most.
 
     >>> shown({"text": "a long story, told in many words"}, length=20)
     '{"text": "a long ...'

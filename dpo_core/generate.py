@@ -32,7 +32,7 @@ class Generation:
 
 
 def encode_prompt(model: GPT, encoding: tiktoken.Encoding, prompt: str) -> list[int]:
-    """The tokens that ``generate`` continues.
+    """Encode a prompt into the token ids that ``generate`` continues.
 
     Args:
         model: what they are for; its context must have room for one more token.
@@ -63,7 +63,7 @@ def encode_prompt(model: GPT, encoding: tiktoken.Encoding, prompt: str) -> list[
 def filter_logits(
     logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """Logits of the distribution that is sampled from: tempered, then cut to ``top_k``, then to ``top_p``.
+    """Apply temperature, then ``top_k``, then ``top_p`` to the logits from which a token is sampled.
 
     Args:
         logits: (..., V).

@@ -1,4 +1,4 @@
-"""How likely a model finds an answer: log pi(y|x), the sum of its tokens' log-probabilities.
+"""How likely a model finds an answer: log pi(y|x), the sum of the log-probabilities of its tokens.
 
 ``sequence_logps`` is the textbook way, ``pair_logps`` the engine; both give the same numbers.
 
@@ -25,7 +25,7 @@ __all__ = ["pair_logps", "reference_logps", "sequence_logps", "token_logps"]
 
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each target token, in float32 whatever the logits are.
+    """Compute the log-probability of each target token, in float32 whatever the logits are.
 
     Args:
         logits: (N, V).
@@ -40,7 +40,7 @@ def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def sequence_logps(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
-    """Log-probability of the marked tokens of each row, given all that stands before them.
+    """Sum the log-probabilities of the marked tokens in each row, each token given all tokens before it.
 
     Args:
         model: any GPT.
@@ -60,7 +60,9 @@ def sequence_logps(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def pair_logps(model: GPT | nn.Module, batch: PreferenceBatch, chunk: int | None = None) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of both answers of each pair, with the prompt computed once and logits only for answers.
+    """Compute the log-probabilities of both answers of each pair, with the prompt computed once for both.
+
+    Logits are made only where they predict a token of an answer.
 
     Args:
         model: any GPT, or what ``parallel`` made of one.
@@ -95,7 +97,9 @@ def pair_logps(model: GPT | nn.Module, batch: PreferenceBatch, chunk: int | None
 def reference_logps(
     model: GPT | nn.Module, encoded: Sequence[EncodedPair], batch_size: int = 8, progress: bool = False
 ) -> Tensor:
-    """Log-probabilities of all pairs under a model that is not learning; computed once, they replace the model.
+    """Compute the log-probabilities of all pairs under a model that does not learn.
+
+    Computed once, they replace the reference model in training.
 
     Args:
         model: any GPT, or what ``parallel`` made of one.

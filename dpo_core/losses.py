@@ -1,6 +1,6 @@
 """The DPO loss of each pair, from the log-probabilities of both answers; its family is in ``dpo_core.methods.family``.
 
-A loss gives one number per pair, so that whoever calls decides how to average.
+A loss gives one number per pair, so that the caller decides how to average.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["EXAMPLE", "Loss", "PairLogps", "PairLoss", "check_beta", "check_labe
 
 @dataclass(frozen=True)
 class PairLoss:
-    """Loss and rewards of each pair."""
+    """The loss of each pair, and the rewards of its answers."""
 
     loss: Tensor  # (B,)
     chosen_rewards: Tensor  # (B,) beta log(pi/ref) of the chosen answers where a reference is used, detached
@@ -34,7 +34,7 @@ def dpo_loss(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
 ) -> PairLoss:
-    """Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290, Eq. 7).
+    """Compute DPO's loss of each pair (Rafailov et al. 2023, arXiv:2305.18290, Eq. 7).
 
     Args:
         policy_chosen: (B,) log pi(y_w|x) in nats, summed over the answer's tokens; the others likewise.
@@ -53,6 +53,9 @@ def dpo_loss(
     >>> out = dpo_loss(*torch.tensor([[-10.0], [-12.0], [-11.0], [-11.0]]), beta=0.5)
     >>> out.chosen_rewards.item(), out.rejected_rewards.item(), round(out.loss.item(), 4)  # -log sigmoid(1)
     (0.5, -0.5, 0.3133)
+    >>> smoothed = dpo_loss(*torch.tensor([[-10.0], [-12.0], [-11.0], [-11.0]]), beta=0.5, label_smoothing=0.1)
+    >>> round(smoothed.loss.item(), 4)  # 0.9 x 0.3133 + 0.1 x 1.3133
+    0.4133
     """
     check_beta(beta)
     check_label_smoothing(label_smoothing)
@@ -80,18 +83,22 @@ class PairLogps:
     mismatched: Tensor | None = None  # (M,) log pi/ref of answers under prompts that are not theirs; only kto asks
 
     def first(self, count: int) -> PairLogps:
-        """Keep the first pairs, those that no other process has, too."""
+        """Keep only the first pairs, those that no other process has, too.
+
+        Args:
+            count: how many; ``mismatched`` stays whole.
+        """
         rows = {name: values[:count] for name, values in vars(self).items() if name != "mismatched"}
         return PairLogps(**rows, mismatched=self.mismatched)
 
     @property
     def chosen_ratios(self) -> Tensor:
-        """(B,) c, by how many nats the policy finds the chosen answer likelier than the reference does."""
+        """(B,) log pi(y_w|x) - log ref(y_w|x) in nats, called c in ``methods.family``."""
         return self.policy_chosen - self.reference_chosen
 
     @property
     def rejected_ratios(self) -> Tensor:
-        """(B,) l, the same of the rejected answer."""
+        """(B,) log pi(y_l|x) - log ref(y_l|x) in nats, called l."""
         return self.policy_rejected - self.reference_rejected
 
 
@@ -109,13 +116,21 @@ def check_beta(beta: float) -> None:
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
-    """Refuse a share of wrong labels from which nothing could be learned."""
+    """Refuse a share of wrong labels outside [0, 0.5): at one half nothing could be learned."""
     if not 0 <= label_smoothing < 0.5:
         raise InputError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 0.5")
 
 
 def dpo(logps: PairLogps, beta: float = 0.1, label_smoothing: float = 0.0) -> PairLoss:
-    """DPO: -log s(beta h) (Rafailov et al. 2023, arXiv:2305.18290, Eq. 7); TRL's ``sigmoid``.
+    """Compute DPO's loss -log s(beta h), s being the logistic function and h the difference of the log-ratios.
+
+    This is ``dpo_loss`` in the form that all of ``LOSSES`` have (Rafailov et al. 2023, arXiv:2305.18290, Eq. 7), TRL's
+    ``sigmoid``.
+
+    Args:
+        logps: of B pairs.
+        beta: as in ``dpo_loss``.
+        label_smoothing: as in ``dpo_loss``.
 
     >>> round(dpo(EXAMPLE, beta=0.5).loss.item(), 4)  # -log s(1)
     0.3133

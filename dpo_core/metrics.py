@@ -1,4 +1,4 @@
-"""What a preference run is judged by, under TRL's names, and its history."""
+"""The metrics of a preference run, under TRL's names, and their history."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["History", "MetricSums", "log_line", "preference_metrics"]
 
 
 def preference_metrics(logps: PairLogps, out: PairLoss) -> dict[str, Tensor]:
-    """Measure each pair.
+    """Compute the metrics of each pair: loss, rewards, accuracies, log-probs and lengths.
 
     ``rewards/accuracies`` asks whether the policy prefers the chosen answer more than the reference does, strictly:
     it is 0, not one half, as long as the two are equal. ``accuracies/policy`` ranks by the policy alone.
@@ -64,14 +64,18 @@ class MetricSums:
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Count in values of further pairs, (n,) each."""
+        """Add the values of further pairs to the sums.
+
+        Args:
+            metrics: (n,) values by name; n may differ from name to name.
+        """
         values = torch.cat(list(metrics.values())).cpu().double()  # one transfer from the device, not one per name
         for (name, own), part in zip(metrics.items(), values.split([len(own) for own in metrics.values()])):
             self.sums[name] = self.sums.get(name, 0.0) + part.sum().item()
             self.counts[name] = self.counts.get(name, 0) + len(own)
 
     def means(self) -> dict[str, float]:
-        """Average what was counted in so far; what is of no pair is left out."""
+        """Average each metric over the pairs added so far; a metric without pairs is left out."""
         return {name: total / self.counts[name] for name, total in self.sums.items() if self.counts[name]}
 
 
@@ -92,6 +96,9 @@ class History:
     def log(self, step: int, /, **metrics: float) -> None:
         """Add a row, or more metrics to the last row if it is of the same step; a ``step`` among them is left out.
 
+        Args:
+            step: of the row.
+            metrics: numbers by name.
         Raises:
             InputError: a metric is not a number.
         """
@@ -103,8 +110,10 @@ class History:
         self.rows[-1].update(metrics | {"step": step})
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a metric, where it was logged.
+        """Look up the steps at which a metric was logged, and its values there.
 
+        Args:
+            name: of the metric.
         Raises:
             InputError: it never was.
         """
@@ -115,13 +124,13 @@ class History:
         return [int(row["step"]) for row in rows], [row[name] for row in rows]
 
     def kept_row(self, patience: int | None, metric: str = "eval_loss") -> dict[str, float]:
-        """Find the row that evaluates the weights a run leaves: with patience the best, otherwise the last.
+        """Find the row of the weights that a run keeps: with patience the best one, otherwise the last.
 
         Args:
             patience: how many evaluations that are no better end a run; none if it is never ended so.
             metric: by which rows are compared; lower is better if its name ends in "loss", else higher.
         Returns:
-            Nothing if there was no evaluation.
+            The row; an empty one if there was no evaluation.
 
         >>> history = History([{"step": 5, "eval_loss": 0.6}, {"step": 10, "eval_loss": 0.7}])
         >>> history.kept_row(patience=None)["step"], history.kept_row(patience=2)["step"]
@@ -135,6 +144,10 @@ class History:
     def stalled(self, patience: int | None, metric: str = "eval_loss") -> bool:
         """Tell whether the last ``patience`` evaluations were no better than the best before them.
 
+        Args:
+            patience: as in ``kept_row``.
+            metric: as in ``kept_row``.
+
         >>> history = History([{"step": 5, "eval_loss": 0.6}, {"step": 10, "eval_loss": 0.7}])
         >>> history.stalled(patience=1), history.stalled(patience=2), history.stalled(patience=None)
         (True, False, False)
@@ -146,13 +159,19 @@ class History:
         return [row for row in self.rows if metric in row]
 
     def to_jsonl(self, path: str | Path) -> None:
-        """Write one JSON object a row."""
+        """Write the rows to a file, one JSON object a line.
+
+        Args:
+            path: the file.
+        """
         Path(path).write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> History:
-        """Read what ``to_jsonl`` wrote.
+        """Read a history that ``to_jsonl`` wrote.
 
+        Args:
+            path: the file.
         Raises:
             InputError: the file cannot be read, or a line is not a row.
         """
@@ -182,15 +201,20 @@ LINE = (
     ("eval_loss", "eval_loss", ".4f"),
     ("eval_accuracy", "eval_rewards/accuracies", ".3f"),
 )
+SETTINGS = ("step", "grad_norm", "learning_rate", "beta")  # of a row, which its line leaves out
 
 
 def log_line(row: dict[str, float]) -> str:
-    """Put a row of a history in a line for the console.
+    """Put a row of a history in a line for the console, with what callbacks added under names without a slash.
 
     >>> log_line({"step": 100, "loss": 0.52, "rewards/margins": 0.35, "rewards/accuracies": 0.75})
     'step   100 | loss: 0.5200 | reward_margin: +0.3500 | accuracy: 0.750'
     >>> log_line({"step": 100, "loss": 0.48, "rewards/chosen": 0.2})  # one labelled answer
     'step   100 | loss: 0.4800'
+    >>> log_line({"step": 100, "loss": 0.48, "eval_loss": 0.5, "eval_wins": 0.7})  # a callback's own metric
+    'step   100 | loss: 0.4800 | eval_loss: 0.5000 | eval_wins: 0.7000'
     """
-    shown = [f"{label}: {row[name]:{form}}" for label, name, form in LINE if name in row]
+    known = (*SETTINGS, *(name for _, name, _ in LINE))
+    added = ((name, name, ".4f") for name in row if "/" not in name and name not in known)
+    shown = [f"{label}: {row[name]:{form}}" for label, name, form in (*LINE, *added) if name in row]
     return " | ".join([f"step {row['step']:5.0f}", *shown])

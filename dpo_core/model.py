@@ -2,7 +2,7 @@
 
 - Decoder-only transformer, pre-norm, learned positions, tanh-GELU, head tied to the token embedding
   (Radford et al. 2019).
-- Module names are those of GPT-2's published checkpoints, which ``hf_layout`` reads and writes.
+- Module names are those of GPT-2's published checkpoints, which ``formats.hf_layout`` reads and writes.
 
 Shapes: B rows, T positions, C channels, H heads, V vocabulary.
 """
@@ -34,12 +34,12 @@ from dpo_core.formats.hf_layout import (
     read_config,
     to_hf,
 )
-from dpo_core.formats.hf_tokenizer import added_tokens
+from dpo_core.formats.hf_tokenizer import added_tokens, save_tokenizer
 from dpo_core.kernels.attention import Attend, attention_bias, scaled_dot_product_attention
 from dpo_core.kernels.precision import compute_dtype
-from dpo_core.tokenizer import vocabulary_of
+from dpo_core.tokenizer import load_tokenizer, vocabulary_of
 
-__all__ = ["GPT", "GPTConfig", "KVCache"]
+__all__ = ["GPT", "GPTConfig", "KVCache", "write_tokenizer"]
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class GPTConfig:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, bias: Tensor | None = None) -> Tensor:
-    """Mix values by the softmax of queries times keys, in each head.
+    """Compute scaled dot-product attention in each head: softmax(q k^T / sqrt(C/H) + bias) v.
 
     Args:
         q: (B, T, H, C/H) queries.
@@ -111,7 +111,7 @@ def _with_cache(attend: Attend, cache: KVCache, layer: int) -> Attend:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; what sees what is up to ``attend``."""
+    """Multi-head self-attention; ``attend`` decides which positions see which."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -121,6 +121,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """Mix the states of the positions that ``attend`` lets see each other: (B, T, C) to (B, T, C)."""
         q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).unbind(-3)  # (B, T, H, C/H) each
         y = attend(q, k, v, self.dropout if self.training else 0.0)
         return F.dropout(self.c_proj(y.flatten(-2)), self.dropout, self.training)  # (B, T, C)
@@ -136,6 +137,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform the state of each position by itself: (..., C) to (..., C)."""
         return F.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")), self.dropout, self.training)
 
 
@@ -150,6 +152,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """Add to the states what attention and the MLP find in them: (B, T, C) to (B, T, C)."""
         x = x + self.attn(self.ln_1(x), attend)
         return x + self.mlp(self.ln_2(x))
 
@@ -186,11 +189,12 @@ class GPT(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return self.wte.weight.device
 
     @property
     def origin(self) -> str:
-        """``source`` in a form that holds from every folder."""
+        """What ``from_pretrained`` was given, a folder as its absolute path."""
         named = self.source in ("", "pocket") or on_hub(self.source)
         return self.source if named else str(Path(self.source).absolute())
 
@@ -202,7 +206,7 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         attend: Attend | None = None,
     ) -> Tensor:
-        """Compute the states under the head, so that a caller can ask for logits only where they count.
+        """Compute the final hidden states, so that a caller can compute logits only where they are needed.
 
         Args:
             ids: (B, T) token ids.
@@ -236,18 +240,31 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) states to (..., V) logits: the dot product with every token's embedding."""
+        """Turn states into logits: the dot product with every token's embedding.
+
+        Args:
+            hidden: (..., C) of ``hidden``.
+        Returns:
+            (..., V).
+        """
         return F.linear(hidden, self.wte.weight)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T) token ids to (B, T, V) logits; the logits at t predict token t + 1."""
+        """Compute the logits of every position; those at t predict token t + 1.
+
+        Args:
+            ids: (B, T) token ids.
+            mask: as in ``hidden``; causal if not given.
+        Returns:
+            (B, T, V).
+        """
         return self.logits(self.hidden(ids, mask=mask))
 
     # Checkpoints
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> GPT:
-        """A model from the package (``pocket``), from the Hub (``gpt2`` ... ``gpt2-xl``, ``owner/name``) or a folder.
+        """Load a model from the package (``pocket``), the Hub (``gpt2`` ... ``gpt2-xl``, ``owner/name``) or a folder.
 
         Args:
             name_or_path: one of those names, or a folder with ``config.json`` and ``model.safetensors``, or with the
@@ -319,6 +336,27 @@ def _config(file: Path) -> GPTConfig:
         name: None for name, token in told.items() if type(token) is not int or not 0 <= token < config.vocab_size
     }
     return replace(config, **odd)
+
+
+def write_tokenizer(config: GPTConfig, folder: Path, form: str) -> None:
+    """Write a tokenizer that transformers opens beside a model, if the model's encoding is one of ours.
+
+    Args:
+        config: of the model.
+        folder: of the model.
+        form: of the prompts in training, ``form_of``.
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    known = vocabulary_of(config.tokenizer)
+    if not known or known[0] >= config.vocab_size:
+        return
+    try:
+        encoding = load_tokenizer(config.tokenizer)
+    except InputError as error:  # no network: the model is there, and that is what counts
+        log.warning("%s: has no tokenizer for other programs (%s)", folder, error)
+    else:
+        save_tokenizer(encoding, folder, config.n_positions, form)
 
 
 def _check_tokenizer(folder: Path, name: str) -> None:

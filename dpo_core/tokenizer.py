@@ -1,7 +1,7 @@
-"""Text to tokens and back, through tiktoken.
+"""Text to tokens and back, with tiktoken.
 
-Two encodings: ``pocket`` (4,096 tokens, shipped) and ``gpt2`` (50,257 tokens, fetched once by tiktoken).
-The last id of both is the end-of-text token.
+There are two encodings: ``pocket`` (4,096 tokens, part of the package) and ``gpt2`` (50,257 tokens, fetched once by
+tiktoken). The last id of both is the end-of-text token.
 """
 
 from __future__ import annotations
@@ -41,8 +41,13 @@ WORD_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|
 
 
 def read_encoding(name: str, file: Path) -> tiktoken.Encoding:
-    """An encoding from a file in tiktoken's format (one token in base64 and its rank a line), cut as GPT-2 cuts.
+    """Read an encoding from a file in tiktoken's format; it cuts text into words as GPT-2 does.
 
+    Args:
+        name: of the encoding.
+        file: one token a line, in base64, and its rank.
+    Returns:
+        An encoding whose last id is the end-of-text token.
     Raises:
         InputError: the file cannot be read, or is of another format.
     """
@@ -77,7 +82,7 @@ ENCODINGS = {"pocket": _pocket, "gpt2": _gpt2}
 
 @lru_cache
 def load_tokenizer(name: str) -> tiktoken.Encoding:
-    """The encoding of that name.
+    """Load the encoding of this name, which turns text into token ids and back.
 
     Args:
         name: ``pocket`` or ``gpt2``; a model's is ``model.config.tokenizer``.
@@ -116,7 +121,7 @@ def vocabulary_of(name: str) -> tuple[int, str] | None:
 
 
 def check_encoding(encoding: tiktoken.Encoding, name: str, vocab_size: int) -> None:
-    """Refuse an encoding that is not the model's: its ids would be read as other tokens, and nothing would show it.
+    """Refuse an encoding that is not the model's, since its ids would silently mean other tokens to the model.
 
     Args:
         encoding: to be used with a model.
@@ -135,7 +140,7 @@ def check_encoding(encoding: tiktoken.Encoding, name: str, vocab_size: int) -> N
 
 
 def boundary(prompt: str, *completions: str) -> str:
-    """What must stand between a prompt and its completions so that words do not run together.
+    """Choose the text to put between a prompt and its completions, so that words do not run together.
 
     Args:
         prompt: text before.
@@ -152,9 +157,14 @@ def boundary(prompt: str, *completions: str) -> str:
 
 
 def open_prompt(prompt: str) -> str:
-    """A prompt ready for ``generate``: the boundary of ``boundary`` put behind it, except a space after a colon.
+    """Add to a prompt the boundary before its answer, so that ``generate`` can continue it.
 
-    The space belongs to the answer's first token there (`` Hello`` is one token of GPT-2).
+    After a colon nothing is added: GPT-2 has one token for a space and the word after it, which then begins the answer.
+
+    Args:
+        prompt: text without an answer.
+    Returns:
+        The prompt, on a line of its own unless it ends in a colon or white space.
 
     >>> open_prompt("Why is the sky blue?"), open_prompt("Assistant:")
     ('Why is the sky blue?\\n', 'Assistant:')

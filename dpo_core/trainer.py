@@ -112,7 +112,7 @@ class DPOTrainer:
     # A step
 
     def step(self, indices: Sequence[int], beta: float, learning_rate: float) -> float:
-        """Take one optimiser step on the mean loss of these training pairs, in as many passes as memory wants.
+        """Take one optimiser step on the mean loss of these training pairs, in passes that fit into memory.
 
         Args:
             indices: of the pairs in ``training``.
@@ -131,12 +131,16 @@ class DPOTrainer:
         return self.clip_and_move(learning_rate, metrics)
 
     def passes(self, indices: Sequence[int]) -> Iterator[list[int]]:
-        """Divide a step's pairs into passes of ``batch_size``, those of like length together."""
+        """Divide a step's pairs into passes of ``batch_size``, pairs of similar length together."""
         size = self.config.batch_size * self.processes.count
         return self.processes.passes(by_length(self.training, indices, size))
 
     def logps(self, group: list[int]) -> PairLogps:
-        """Ask policy and reference for the log-probs of training pairs; of several processes each asks for its own."""
+        """Compute the log-probs of training pairs under policy and reference; each process computes its share.
+
+        Args:
+            group: indices of the pairs in ``training``.
+        """
         share = self.processes.share(group)
         batch = collate([self.training[i] for i in share]).to(self.model.device)
         with self.precision.compute():
@@ -145,7 +149,14 @@ class DPOTrainer:
         return PairLogps(*policy, *reference, *batch.lengths).first(self.processes.owned(len(group)))
 
     def reference_logps(self, indices: list[int], batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """Look the reference's log-probs of training pairs up, or compute them: (B,) of chosen, (B,) of rejected."""
+        """Look up or compute the reference's log-probs of training pairs.
+
+        Args:
+            indices: of the pairs in ``training``.
+            batch: the same pairs, collated.
+        Returns:
+            (B,) of the chosen and (B,) of the rejected answers, nats.
+        """
         if self.config.reference == "cached":
             chosen, rejected = self.reference["training"][indices].to(self.model.device).unbind(1)
             return chosen, rejected
@@ -153,16 +164,20 @@ class DPOTrainer:
             return pair_logps(self.reference_model or self.processes.model, batch)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a pass's share of the mean loss, () nats, to that of the passes before."""
+        """Add the gradient of a pass to that of the passes before it.
+
+        Args:
+            loss: () nats, the pass's share of the mean loss.
+        """
         self.precision.backward(loss * self.processes.count)  # whose gradients are averaged
 
     def gathered(self, metrics: dict[str, Tensor], group: Sequence[int]) -> dict[str, Tensor]:
-        """Join the metrics of a pass's pairs, (len(group),) each, of which each process computed some."""
+        """Collect the metrics of a pass's pairs, (len(group),) each, from the processes that computed them."""
         rows = self.processes.gather(torch.stack(list(metrics.values()), dim=1), len(group))
         return dict(zip(metrics, rows.unbind(1)))
 
     def clip_and_move(self, learning_rate: float, metrics: Sequence[dict[str, Tensor]]) -> float:
-        """Shorten a long gradient and move the weights against it; the pairs' metrics are counted in.
+        """Clip the gradient, move the weights against it, and count in the metrics of the pairs.
 
         Args:
             learning_rate: of the step.
@@ -189,9 +204,10 @@ class DPOTrainer:
         resume: bool | Literal["auto"] = False,
         callbacks: Iterable[Callback] = (),
     ) -> History:
-        """Train from where the trainer stands to ``config.steps``, or until evaluations stop improving.
+        """Train until ``config.steps`` are taken, or until evaluations stop improving.
 
-        With patience the model has the weights of the best evaluation in the end.
+        A trainer that has taken steps already goes on from there. With patience the model ends with the weights of the
+        best evaluation.
 
         Args:
             progress: print the rows as they are logged, and show a bar if there is a terminal.
@@ -239,7 +255,7 @@ class DPOTrainer:
                     raise KeyboardInterrupt(f"stopped after step {self.global_step}; {self.save()}")
 
     def due(self, every: int | None) -> bool:
-        """Tell whether something is due that happens every so many steps, and at the last one."""
+        """Tell whether something is due now that happens every so many steps, and at the last one."""
         return every is not None and (self.global_step % every == 0 or self.global_step == self.config.steps)
 
     def _log(self, row: dict[str, float], progress: bool, callbacks: Sequence[Callback]) -> None:
@@ -257,10 +273,9 @@ class DPOTrainer:
             tqdm.write(log_line(row))
 
     def first_row(self, indices: Sequence[int]) -> dict[str, float]:
-        """Average the metrics before any update, when the policy is the reference; that it is, is checked.
+        """Average the metrics before any update, and check that the policy is the reference.
 
-        The row then takes the reference's numbers: other batches round otherwise, and rewards of 1e-6 would rank at
-        random.
+        The row takes the reference's numbers: other batches round otherwise, and rewards of 1e-6 would rank at random.
         """
         sums, beta = MetricSums(), self.config.beta_at(0)
         with torch.no_grad():
@@ -274,11 +289,17 @@ class DPOTrainer:
         return sums.means()
 
     def check_start(self, metrics: dict[str, Tensor]) -> None:
-        """Refuse a policy that is not the reference before the first step."""
+        """Refuse a policy that is not the reference before the first step.
+
+        Args:
+            metrics: as in ``runs.checks.check_start``.
+        """
         check_start(metrics, self.precision.name)
 
     def evaluate(self) -> dict[str, float]:
-        """Average the metrics of the validation pairs under ``eval_`` names; beta is ``config.beta`` at every step.
+        """Average the metrics of the validation pairs, under names that begin with ``eval_``.
+
+        Beta is ``config.beta`` at every step, so that evaluations can be compared.
 
         Returns:
             Nothing if there are no validation pairs.
@@ -290,7 +311,7 @@ class DPOTrainer:
         return {f"eval_{name}": float(values.mean()) for name, values in metrics.items() if len(values)}
 
     def validation_logps(self) -> PairLogps:
-        """Compute the validation pairs' log-probs, in the very batches of the reference: equal weights give 0."""
+        """Compute the validation pairs' log-probs in the reference's very batches, so that equal weights give 0."""
         policy, reference = self.score(self.validation), self.reference["validation"]
         lengths = torch.tensor([[len(e.chosen), len(e.rejected)] for e in self.validation], device="cpu")
         return PairLogps(*policy.unbind(1), *reference.unbind(1), *lengths.unbind(1))
@@ -298,35 +319,35 @@ class DPOTrainer:
     # What a trainer of another method has otherwise
 
     def encode(self, pairs: Sequence[Any]) -> Audit:
-        """Encode what the trainer was given, and weed out."""
+        """Encode the given pairs, and drop those from which nothing can be learned."""
         return audit_pairs(pairs, self.encoding, self.max_length)
 
     def example(self) -> PairLogps:
-        """Make log-probs of one pair, to try the loss on."""
+        """Make the log-probs of one pair, to try the loss on."""
         return PairLogps(*torch.zeros(4, 1, device=self.model.device), *torch.ones(2, 1, device=self.model.device))
 
     def averaged(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Choose from metrics of all pairs, (n,), the values that are averaged, (m,)."""
+        """Choose which values of each metric are averaged: (n,) of all pairs to (m,)."""
         return metrics
 
     def key(self) -> str:
-        """Name weights, data and settings: what was computed from others is stale."""
+        """Compute a key of weights, data and settings: numbers stored under another key are stale."""
         settings = (self.precision.name, self.config.batch_size, self.config.reference)
         return fingerprint(self.model, [self.training, self.validation], settings)
 
     def scored_sets(self) -> dict[str, Sequence[EncodedPair]]:
-        """Name the pairs whose log-probs under the reference are computed once."""
+        """Name the sets of pairs whose reference log-probs are computed once."""
         sets: dict[str, Sequence[EncodedPair]] = {"validation": self.validation}
         return sets | ({"training": self.training} if self.config.reference == "cached" else {})
 
     # Log-probs of whole sets, checkpoints
 
     def score_sets(self) -> dict[str, Tensor]:
-        """Compute ``score`` of each of ``scored_sets``, by name."""
+        """Compute the log-probs of each of ``scored_sets``, by name."""
         return {name: self.score(encoded, progress=True) for name, encoded in self.scored_sets().items()}
 
     def score(self, encoded: Sequence[EncodedPair], progress: bool = False) -> Tensor:
-        """Compute log-probs under the policy as it is, of which each process computes its share.
+        """Compute log-probs under the policy as it is now; each process computes its share.
 
         Returns:
             (len(encoded), 2) nats of chosen and rejected answers, on the CPU.
@@ -345,7 +366,13 @@ class DPOTrainer:
             self.precision.scaler.load_state_dict(state["scaler"])
 
     def save(self, finished: bool = False) -> str:
-        """Write a checkpoint, and say how to go on from it; over that of a finished run a new one may be started."""
+        """Write a checkpoint.
+
+        Args:
+            finished: whether the run is complete, so that a new one in its folder may replace it.
+        Returns:
+            A sentence on where it is and how to go on from it.
+        """
         state = {"step": self.global_step, "finished": finished, "history": self.history.rows}
         state |= {"sums": asdict(self.sums), "scaler": self.precision.scaler.state_dict()}
         return self.run.save(state, self.model, self.optimizer, self.best)
@@ -362,7 +389,7 @@ class DPOTrainer:
             self.run.finish(self.model, self.history)
 
     def _retry_or_refuse(self, indices: Sequence[int]) -> None:
-        """After a gradient that is not finite: scale fp16's gradients down, or name the pairs that are to blame."""
+        """Handle a gradient that is not finite: lower fp16's scale, or name the pairs that are to blame."""
         finite = self.metrics["loss"].isfinite()
         if self.precision.lower_scale() and finite.all():
             return

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import resource
-from contextlib import contextmanager
 
 import pytest
 import torch
+from full_disk import disk_of
 
 from dpo_core.config import DPOConfig
 from dpo_core.errors import InputError
@@ -211,17 +210,6 @@ def test_a_resumed_run_goes_on_from_the_rows_of_its_checkpoint(make, tmp_path):
     )
     assert found == [history.rows[:5], history.rows[:6]]
     assert History.from_jsonl(file) == history and "x" not in history.rows[4]
-
-
-@contextmanager
-def disk_of(size):
-    """No file can grow beyond so many bytes, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_rows_for_which_there_is_no_room_are_written_when_there_is(make, tmp_path):

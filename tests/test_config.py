@@ -55,7 +55,8 @@ def test_each_setting_is_a_flag_by_its_own_name(name):
     other = {"loss": "ipo", "gamma": None, "penalty": None, "steps": 7}.get(name, None)
     if setting.metadata["setting"].kind.choices:
         other = other or setting.metadata["setting"].kind.choices[-1]
-    flags = {"gamma": ["--loss", "simpo"], "penalty": ["--loss", "dpop"]}.get(name, [])
+    loss = {"gamma": "simpo", "penalty": "dpop", "desirable_weight": "kto", "undesirable_weight": "kto"}.get(name)
+    flags = ["--loss", loss] if loss else []
     other = other or {"label_smoothing": 0.25, "val_share": 0.25, "metric_for_best_model": "eval_loss/2"}.get(name, 3)
     found = getattr(parsed(*flags, f"--{name.replace('_', '-')}", str(other)), name)
     assert found == other != setting.default
@@ -203,7 +204,16 @@ def test_a_finished_run_that_is_resumed_is_finished(make, tmp_path):
 def old_record(file):
     """Rewrite a checkpoint's settings as the version before this one wrote them."""
     state = json.loads(file.read_text())
-    new = ("epochs", "gamma", "penalty", "sft_weight", "learning_rate_schedule", "save_minutes")
+    new = (
+        "epochs",
+        "gamma",
+        "penalty",
+        "desirable_weight",
+        "undesirable_weight",
+        "sft_weight",
+        "learning_rate_schedule",
+        "save_minutes",
+    )
     before = {name: value for name, value in state["config"].items() if name not in new}
     before |= {"loss": "sigmoid", "loss_settings": {"sft_weight": 0.5}}
     file.write_text(json.dumps({name: state[name] for name in state if name != "finished"} | {"config": before}))

@@ -36,7 +36,7 @@ CASES = {
         "live": {"batch_size": 3, "reference": "live"},
         "lora": {"batch_size": 3, "rank": 4},
         "adapter_off": {"batch_size": 3, "rank": 4, "reference": "adapter_off"},
-        "labels": {"batch_size": 3, "loss": "kto", "labels": True},
+        "labels": {"batch_size": 3, "loss": "kto", "labels": True, "val_share": 0.4},
         "patience": {"batch_size": 3, "rank": 4, "steps": 50, "patience": 1, "eval_every": 2, "swapped": True},
     }.items()
 }

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import disk_of
 from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
@@ -40,17 +39,6 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     kills.train(folder, lora=False)
     return folder
-
-
-@contextmanager
-def disk_of(size: int):
-    """No file can grow beyond so many bytes, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def assert_same_run(one: Path, other: Path) -> None:

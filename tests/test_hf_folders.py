@@ -307,7 +307,7 @@ def test_a_model_that_the_hub_does_not_have_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        InputError, match=r"nobody/none is no folder here, .* could not be fetched .*404.*check the name"
+        InputError, match=r"nobody/none is no folder here, .* could not be fetched .*404.*check the spelling"
     ):
         GPT.from_pretrained("nobody/none")
 

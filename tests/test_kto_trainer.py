@@ -102,11 +102,12 @@ def test_labelled_dialogues_are_read_as_pairs_are(tmp_path):
         ({"label": None}, r'"label" is null; it must be true \(a wanted answer\) or false'),
         ({"label": 1}, '"label" is 1; it must be true'),
         ({"label": "true"}, '"label" is "true"; it must be true'),
-        ({"prompt": ...}, '"prompt" is empty|no turn of the user'),
+        ({"prompt": ...}, "no turn of the user before an answer; give a prompt"),
         ({"prompt": 3}, '"prompt" is 3; it must be text or a list of messages'),
         ({"completion": None}, '"completion" is null; it must be text or a list of messages'),
         ({"completion": " \n"}, '"completion" is empty; fill it in'),
-        ({"completion": []}, '"completion" is empty|no turn of the user|'),
+        ({"completion": []}, "no turn of the user before an answer; give a prompt"),
+        ({"prompt": " "}, '"prompt" is empty; fill it in'),
         ({"completion": ...}, 'no "chosen" .*; labelled answers are for the loss kto'),
     ],
     ids=str,
@@ -206,16 +207,15 @@ def test_rows_are_printed_with_the_margin_and_without_an_accuracy(make, capsys):
 
 
 def test_weights_make_up_for_labels_of_which_one_kind_is_rare(make, pairs):
-    """One desirable answer with weight 3 counts as much as three of weight 1: the gradient is that of four losses."""
-    rare, thrice = split(pairs)[:4], split(pairs)[:4]
-    rare = [rare[0], rare[1], rare[3]]
-    thrice = [thrice[0], thrice[0], thrice[0], thrice[1], thrice[3]]
+    """One desirable answer with weight 3 has the gradient of three with weight 1; means of 5 and 7 answers."""
+    answers = split(pairs)
+    wanted, others = answers[:1], answers[3:10:2]
     settings = {"val_share": 0.0, "steps": 1, "max_grad_norm": 1e9}
-    norms = [
-        (make(rare, **settings, desirable_weight=3.0).train(progress=False).rows[-1]["grad_norm"], 3),
-        (make(thrice, **settings, undesirable_weight=1.0).train(progress=False).rows[-1]["grad_norm"], 5),
-    ]
-    assert norms[0][0] * norms[0][1] == pytest.approx(norms[1][0] * norms[1][1], rel=1e-4)
+    rare, often = make(wanted + others, **settings, desirable_weight=3.0), make(3 * wanted + others, **settings)
+    norms = [trainer.train(progress=False).rows[-1]["grad_norm"] for trainer in (rare, often)]
+    assert 5 * norms[0] == pytest.approx(7 * norms[1], rel=1e-4)
+    plain = make(wanted + others, **settings).train(progress=False).rows[-1]["grad_norm"]
+    assert abs(plain / norms[0] - 1) > 0.05
 
 
 @pytest.mark.parametrize("settings", [{"desirable_weight": -1.0}, {"loss": "dpo", "desirable_weight": 2.0}], ids=str)
@@ -364,11 +364,11 @@ TRAIN = ["train", "--data", "labels.jsonl", "--model", "model", "--steps", "2", 
 
 
 def test_labels_are_trained_on_from_the_command_line(here, capsys):
-    assert main([*TRAIN, "--loss", "kto", "--desirable-weight", "1.5"]) == 0
+    assert main([*TRAIN, "--loss", "kto", "--desirable-weight", "1.5", "--val-share", "0.2"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "20 answers kept, 0 dropped" and out[1].startswith("desirable: 10, on average ")
     assert out[-2].startswith("held-out rewards +0.") or out[-2].startswith("held-out rewards -0.")
-    assert " on 1 desirable answers, " in out[-2] and out[-2].endswith(" on 1 undesirable answers")
+    assert " on 2 desirable answers, " in out[-2] and out[-2].endswith(" on 2 undesirable answers")
     assert out[-1] == "saved in run/final"
     assert json.loads((here / "run" / "config.json").read_text())["desirable_weight"] == 1.5
 

@@ -137,6 +137,8 @@ BY_HAND = [
     ("apo_zero", {}, 0.5, 1 - s(0.5) + s(-0.5)),
     ("apo_down", {}, 0.5, s(0.5) + 1 - s(1.0)),
     ("kto", {}, 2.0, (1 - s(2 * (1 - 0.25)) + 1 - s(2 * (0.25 + 1))) / 2),
+    ("kto", {"desirable_weight": 3.0}, 2.0, (3 * (1 - s(2 * (1 - 0.25))) + 1 - s(2 * (0.25 + 1))) / 2),
+    ("kto", {"undesirable_weight": 0.5}, 2.0, (1 - s(2 * (1 - 0.25)) + 0.5 * (1 - s(2 * (0.25 + 1)))) / 2),
     ("simpo", {"gamma": 0.7}, 2.0, -math.log(s(2 * (-1.5 + 1.8) - 0.7))),
     ("orpo", {}, 0.3, 1.5 - 0.3 * math.log(s(math.log(ODDS[0] / ODDS[1])))),
     ("sft", {}, 0.1, 1.5),
@@ -415,6 +417,8 @@ def test_settings_and_an_sft_term_are_filled_in():
         ("cdpo", {"label_smoothing": 0.5}, "label_smoothing is 0.5"),
         ("robust", {"label_smoothing": 0.5}, "label_smoothing is 0.5"),
         ("dpop", {"penalty": -1.0}, "penalty is -1.0"),
+        ("kto", {"desirable_weight": -1.0}, "desirable_weight is -1.0"),
+        ("kto", {"undesirable_weight": -0.5}, "undesirable_weight is -0.5"),
         ("dpo", {"sft_weight": -0.1}, "sft_weight is -0.1"),
     ],
 )

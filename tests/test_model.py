@@ -281,7 +281,7 @@ def test_no_network_is_a_clear_error(tmp_path):
     result = in_subprocess(REFUSED, closed, tmp_path)
     assert result.returncode == 0, result.stderr
     assert "config.json of openai-community/gpt2 could not be fetched" in result.stdout
-    assert "check the network, or use --model pocket" in result.stdout
+    assert "check the network, or take the model pocket" in result.stdout
 
 
 def test_a_repository_without_safetensors_is_a_clear_error(published, tmp_path):

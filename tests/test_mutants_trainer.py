@@ -1,4 +1,4 @@
-"""What ``tests/mutants.py`` found unguarded in the trainer."""
+"""What planted mistakes found unguarded in the trainer."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from test_tokenizer import gpt2_or_skip
 
 from dpo_core.model import GPT, GPTConfig
 
@@ -78,6 +79,7 @@ def test_every_way_to_train_and_to_use_a_model_gives_the_cpus_numbers(pretended)
 @pytest.fixture
 def hub(tmp_path) -> Path:
     """A cache of the Hub with a GPT-2 of two small layers and a few pairs of HH-RLHF's form."""
+    gpt2_or_skip()
     torch.manual_seed(0)
     model = tmp_path / "hub" / "models--openai-community--gpt2"
     GPT(GPTConfig(n_embd=16, n_layer=2, n_head=2)).save_pretrained(model / "snapshots" / "1")

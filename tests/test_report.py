@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from types import ModuleType, SimpleNamespace
@@ -43,13 +44,14 @@ def told(monkeypatch):
 
     def init(**settings):
         calls.append(("init", settings))
-        library.run = settings["name"]
+        library.run = SimpleNamespace(finish=finish)
+        return library.run
 
     def finish():
         calls.append(("finish",))
         library.run = None
 
-    library.init, library.finish = init, finish
+    library.init = init
     library.log = lambda metrics, step: calls.append(("log", metrics, step))
     monkeypatch.setitem(sys.modules, "wandb", library)
     return calls
@@ -59,7 +61,9 @@ def told(monkeypatch):
 def make(tiny_model, encoding, pairs, tmp_path):
     def make(**settings):
         defaults = {"steps": 4, "batch_size": 4, "log_every": 2, "eval_every": 4, "val_share": 0.2}
-        return DPOTrainer(tiny_model, encoding, pairs, DPOConfig(**defaults | settings), tmp_path / "run")
+        return DPOTrainer(
+            copy.deepcopy(tiny_model), encoding, pairs, DPOConfig(**defaults | settings), tmp_path / "run"
+        )
 
     return make
 
@@ -92,24 +96,22 @@ def test_wandb_gets_settings_rows_and_an_end(make, told, tmp_path):
 
 @pytest.mark.parametrize("how", ["patience", "callback"])
 def test_a_training_that_stops_early_does_not_leave_its_run_open(make, told, tmp_path, how):
-    trainer = make(eval_every=1, log_every=1, patience=1 if how == "patience" else None)
-
     def worse(trainer, step, row):
-        row["eval_loss"] = float(step)
         trainer.stop = how == "callback" and step == 1
+        return {"eval_loss": float(step)}
 
-    for _ in range(2):
+    for _ in range(2):  # the second one begins a run of its own
         told.clear()
-        one = trainer if not trainer.global_step else make(eval_every=1, log_every=1, steps=1)
-        one.train(progress=False, callbacks=[worse, REPORTS["wandb"](tmp_path / "run")])
+        trainer = make(eval_every=1, log_every=1, patience=1 if how == "patience" else None)
+        trainer.train(progress=False, callbacks=[worse, REPORTS["wandb"](tmp_path / "run")])
+        assert [(call[0], call[-1]) for call in told if call[0] == "log"] == [("log", 0), ("log", 1)]
         assert [call[0] for call in told] == ["init", "log", "log", "finish"]
-        assert [call[2] for call in told if call[0] == "log"] == [0, 1]
 
 
 def test_a_run_that_the_user_began_is_gone_on_with(make, told, tmp_path):
-    sys.modules["wandb"].run = "mine"
+    sys.modules["wandb"].run = mine = SimpleNamespace()
     make().train(progress=False, callbacks=[REPORTS["wandb"](tmp_path / "run")])
-    assert [call[0] for call in told] == ["log"] * 3
+    assert [call[0] for call in told] == ["log"] * 3 and sys.modules["wandb"].run is mine
 
 
 @pytest.mark.parametrize("name", REPORTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from typing import Any
 
 from docutils import nodes
@@ -15,11 +16,12 @@ class CliHelp(SphinxDirective):
     """One section for each command of ``python -m dpo_core``, so that the page cannot drift from the code."""
 
     def run(self) -> list[nodes.Node]:
-        from dpo_core import config, flags, losses
+        from dpo_core.cli.flags import build_parser
+        from dpo_core.config import DPOConfig
 
-        for source in (config, flags, losses):
-            self.env.note_dependency(source.__file__)
-        parser = flags.build_parser()
+        parser = build_parser()
+        for source in (build_parser, DPOConfig):
+            self.env.note_dependency(str(inspect.getsourcefile(source)))
         commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
         return [self._section(name, command) for name, command in commands.items()]
 

@@ -36,7 +36,7 @@ from dpo_core.kernels.precision import choose
 from dpo_core.lm.pretrain import Document, LMConfig, text_documents, train_lm
 from dpo_core.lm.sft import load_examples, sft_documents
 from dpo_core.logprobs import reference_logps
-from dpo_core.methods.lora import LoRAConfig, adapters, add_lora, count_parameters, load_merged
+from dpo_core.methods.lora import LoRAConfig, adapters, add_lora, count_parameters, load_model
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.runs.checkpoint import list_checkpoints, save_trained, writable_folder, write_json
 from dpo_core.runs.processes import launched, print_error, process_group, rank
@@ -117,20 +117,18 @@ def _load(name: str) -> GPT:
             f"{name}: the training there is not finished, and {final} is an earlier one's; train again to its end, or"
             f" name {final}"
         )
-    model = load_merged(final if of_run else name)
-    load_tokenizer(model.config.tokenizer)  # an unknown one is better found out before any work
-    return model.to(best_device())
+    return load_model(final if of_run else name)[0]
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """What a training wrote of itself; nothing if it cannot be read."""
+    """Read what a training wrote of itself; nothing if it cannot be read."""
     with suppress(InputError):
         return read_json(file)
     return {}
 
 
 def _start_of(model: GPT, flag: str) -> str:
-    """The name of the model that the training of this one began from."""
+    """Find the name of the model that the training of this one began from."""
     if model.source == "pocket" or on_hub(model.source):
         raise InputError(f"{model.source} was not trained here; name what to compare with: {flag} MODEL")
     start = _recorded(model).get("start")
@@ -141,7 +139,7 @@ def _start_of(model: GPT, flag: str) -> str:
 
 
 def _recorded(model: GPT) -> dict[str, Any]:
-    """What the training of this model wrote of itself: beside the model, or in the folder of the run."""
+    """Read what the training of this model wrote of itself: beside the model, or in the folder of the run."""
     if model.source == "pocket" or on_hub(model.source):
         return {}
     folder = Path(model.source).absolute()
@@ -205,7 +203,7 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def _audit(found: Sequence[Any], encoding: tiktoken.Encoding, max_length: int) -> Audit:
-    """What training would keep of pairs, or of labelled answers."""
+    """Find what training would keep of pairs, or of labelled answers."""
     audit: Callable[..., Audit] = audit_labels if isinstance(found[0], LabelledAnswer) else audit_pairs
     return audit(found, encoding, max_length)
 
@@ -235,7 +233,7 @@ def _answered_pairs(args: argparse.Namespace) -> Iterator[PreferencePair]:
 
 
 def _to_train(args: argparse.Namespace) -> GPT:
-    """The model to train, with an adapter where asked for."""
+    """Load the model to train, with an adapter where asked for."""
     model = _load(args.model)
     if args.lora:
         add_lora(model, LoRAConfig(rank=args.lora), args.seed)
@@ -308,7 +306,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _held_out(row: dict[str, float], held_out: Sequence[EncodedPair]) -> str:
-    """What the weights that were kept come to on pairs, or on labelled answers."""
+    """Say what the weights that were kept come to on pairs, or on labelled answers."""
     if "eval_rewards/accuracies" in row:
         accuracy, count = row["eval_rewards/accuracies"], len(held_out)
         low, high = wilson_interval(accuracy * count, count)

@@ -1,4 +1,4 @@
-"""The command line's flags, which refuse what makes no sense; ``dpo_core.cli`` has what the commands do."""
+"""The command line's flags and the checks of their values; ``dpo_core.cli.commands`` has what the commands do."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.type.metavar if isinstance(action.type, _Read) else action.dest.upper()
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        """All names, then the value once, as Python 3.13 does; not ``--learning-rate X, --lr X``."""
+        """Show all names, then the value once, as Python 3.13 does; not ``--learning-rate X, --lr X``."""
         metavar = self._get_default_metavar_for_optional(action)
         value = self._format_args(action, metavar) if action.nargs != 0 else ""
         return f"{', '.join(action.option_strings)} {value}".strip() or super()._format_action_invocation(action)
 
 
 def _add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
-    """A flag for each field: its name with dashes, the other names that it has, and its default."""
+    """Add a flag for each field: its name with dashes, the other names that it has, and its default."""
     group: Any = parser
     for found in fields(settings):
         told: Setting = found.metadata["setting"]
@@ -70,7 +70,7 @@ def _add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
 
 
 def _family() -> str:
-    """The losses, each with its own settings; how many labels are wrong has to be said."""
+    """List the losses, each with its own settings; those that must be told how many labels are wrong say so."""
 
     def values(name: str) -> str:
         shown = [
@@ -82,7 +82,7 @@ def _family() -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands with their flags."""
+    """Make the parser of all commands and their flags."""
     parser = _Parser("python -m dpo_core", description="Train GPT-2 by DPO and see what changed.")
     commands = parser.add_subparsers(required=True, dest="command", metavar="command")
 

@@ -15,7 +15,7 @@ __all__ = ["answer_twice", "ask_which", "pocket_pairs", "sampled_pairs", "typed_
 
 
 def _ask(question: str) -> str | None:
-    """A line from the keyboard; None at ``done`` or the end of the input."""
+    """Read a line from the keyboard; None at ``done`` or the end of the input."""
     try:
         text = input(question).strip()
     except EOFError:
@@ -26,7 +26,7 @@ def _ask(question: str) -> str | None:
 
 
 def typed_pairs() -> Iterator[PreferencePair]:
-    """Pairs from the keyboard, one after the other, until ``done`` or the end of the input."""
+    """Read pairs from the keyboard, one after the other, until ``done`` or the end of the input."""
     while True:
         texts = []
         for name in ("Prompt", "Chosen", "Rejected"):
@@ -42,7 +42,14 @@ def typed_pairs() -> Iterator[PreferencePair]:
 
 
 def ask_which(first: Generation, second: Generation) -> int | None:
-    """Which answer the person at the keyboard prefers: 1 the first, -1 the second, 0 neither, None to end."""
+    """Ask the person at the keyboard which answer is better.
+
+    Args:
+        first: shown as 1.
+        second: shown as 2.
+    Returns:
+        1 for the first, -1 for the second, 0 for neither, None to end.
+    """
     print(printable(f"\n{first.prompt}\n\n[1] {first.text}\n\n[2] {second.text}\n"))
     verdicts = {"1": 1, "2": -1, "s": 0}
     while (text := _ask("Which is better: 1, 2, s (skip) or done? ")) is not None:
@@ -52,12 +59,14 @@ def ask_which(first: Generation, second: Generation) -> int | None:
 
 
 def answer_twice(model: GPT, prompts: Sequence[str], seed: int) -> list[tuple[Generation, Generation]]:
-    """Two answers of a model to each prompt, sampled at temperature 1, wherever neither is blank and they differ.
+    """Sample two answers of a model to each prompt at temperature 1, and keep those that differ and are not blank.
 
     Args:
         model: who answers.
         prompts: what is asked.
         seed: of the sampling.
+    Returns:
+        Two answers for each prompt that is left.
 
     >>> [(first, second)] = answer_twice(GPT.from_pretrained("pocket"), ["Why is the sky blue?"], seed=0)
     >>> first.text == second.text
@@ -72,7 +81,7 @@ def answer_twice(model: GPT, prompts: Sequence[str], seed: int) -> list[tuple[Ge
 def sampled_pairs(
     model: GPT, prompts: Sequence[str], prefers: Callable[[Generation, Generation], int | None], seed: int
 ) -> Iterator[PreferencePair]:
-    """Two answers of a model to each prompt, sampled at temperature 1 and judged.
+    """Sample two answers of a model to each prompt at temperature 1, and have them judged.
 
     Args:
         model: who answers.
@@ -97,7 +106,7 @@ def sampled_pairs(
 
 
 def pocket_pairs(count: int, seed: int = 0, noise: float = 0.0, longer_chosen: float = 0.5) -> list[PreferencePair]:
-    """The ten pairs of the quick-start guide, then pairs of the pocket world that differ in style (``contrast``).
+    """Make pairs: the ten of the quick-start guide, then pairs of the pocket world that differ in style (``contrast``).
 
     Args:
         count: of all.

@@ -1,4 +1,4 @@
-"""What only the chapters need: the set-up line, figures, and later widgets and exercise checks."""
+"""What only the chapters need: the set-up line, figures, widgets, exercises and their checks."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ __all__ = ["ArenaSession", "contest"]
 
 
 def contest(first: Sequence[Generation], second: Sequence[Generation], names: tuple[str, str]) -> list[Comparison]:
-    """Answers of two models, prompt by prompt.
+    """Put the answers of two models side by side, prompt by prompt.
 
     Args:
         first: one model's answers.
@@ -42,7 +42,7 @@ def contest(first: Sequence[Generation], second: Sequence[Generation], names: tu
 
 
 class ArenaSession(LabelSession):
-    """One judge of one contest. Answers that are the same are not asked; they are ties.
+    """One judge at one contest; answers that are the same are not asked but count as ties.
 
     Args:
         path: as of ``LabelSession``.
@@ -69,7 +69,11 @@ class ArenaSession(LabelSession):
         return self.comparisons[0].source
 
     def standing(self) -> WinRate | None:
-        """How often the first model won in the first pass, or None before any verdict; skipped pairs do not count."""
+        """Compute how often the first model won in the first pass; skipped pairs do not count.
+
+        Returns:
+            None before any verdict.
+        """
         judged = [verdict.preferred for verdict in self.verdicts if not verdict.second_pass]
         judged = [preferred for preferred in judged if preferred != "skip"]
         if not judged and self._asked():

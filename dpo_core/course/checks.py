@@ -32,7 +32,7 @@ def check(name: str, function: Callable[..., Any]) -> None:
 
 
 def verdict(name: str, function: Callable[..., Any]) -> str:
-    """The line that ``check`` prints.
+    """Compare a function with the right one, and put the result into the line that ``check`` prints.
 
     Args:
         name: one of those in ``course/exercises/``.
@@ -69,7 +69,7 @@ def _verdict(name: str, exercise: Exercise, function: Callable[..., Any]) -> str
 
 
 def _plain(result: Any) -> Any:
-    """Results in a form to compare: float tensors for tensors, a tuple of lists for anything else in sequence."""
+    """Put results into a form to compare: float tensors for tensors, a tuple of lists for anything else in sequence."""
     if isinstance(result, Tensor):
         return result.detach().cpu().double()
     if isinstance(result, (tuple, list)):

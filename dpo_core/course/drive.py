@@ -1,4 +1,4 @@
-"""Keep a reader's work on Google Drive where a notebook runs on Colab, whose own disk vanishes with the runtime.
+"""A copy of a reader's work on Google Drive, for notebooks on Colab, whose own disk vanishes with the runtime.
 
 What is written to Drive is safe there once the file is closed, and a log stays open. So the log lies on Colab's disk,
 as on any other, and a copy of it goes to Drive after each event. Nothing here mounts Drive; the reader decides on that.
@@ -21,7 +21,7 @@ VERDICT = b'"event": "verdict"'
 
 
 class DriveCopy:
-    """The copy on Drive of a log that only grows. Anywhere but on Colab it does nothing.
+    """The copy on Drive of a log that only grows; anywhere but on Colab it does nothing.
 
     Args:
         path: the log.
@@ -73,7 +73,7 @@ class DriveCopy:
             self.trouble = reason(error)
 
     def where(self) -> str:
-        """A sentence on where the log is and whether it will last, or nothing on a machine that keeps its disk."""
+        """Describe where the log is and whether it will last; nothing on a machine that keeps its disk."""
         vanishes = f"{self.path.resolve()} is on Colab's disk, which vanishes with the runtime"
         if not self.wanted:
             return ""
@@ -84,7 +84,7 @@ class DriveCopy:
         return f"A copy is on your Drive: {self.place.relative_to(DRIVE.parent)}."
 
     def _free_place(self) -> Path:
-        """Where no other labels are overwritten: a new file, or one that this log began with."""
+        """Find a place where no other labels are overwritten: a new file, or one that this log began with."""
         here = self.path.read_bytes()
         names = (f"{self.path.stem}-{number}{self.path.suffix}" for number in count(2))
         places = (DRIVE / FOLDER / name for name in chain([self.path.name], names))

@@ -1,4 +1,4 @@
-"""The parts of chapters that need a GPU: the same code on GPT-2, or a line that says why it is left out."""
+"""The parts of chapters that need a GPU: the same code on GPT-2, or a line that says why they are left out."""
 
 from __future__ import annotations
 

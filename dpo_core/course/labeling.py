@@ -35,7 +35,7 @@ class Turn:
 
 
 class LabelSession:
-    """One labeller at one file.
+    """The work of one labeller at one file.
 
     Args:
         path: the session's file. If it is there already, labelling goes on where it stopped.
@@ -96,7 +96,7 @@ class LabelSession:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; what was decided is in it."""
+        """Close the file; what was decided is in it."""
         self._file.close()
 
     # What is asked
@@ -108,19 +108,24 @@ class LabelSession:
         return None if slot is None else self.ask(*slot)
 
     def ask(self, pair: int, second_pass: bool = False) -> Turn:
-        """The question about one pair, as it is put whenever its turn comes."""
+        """Put the question about one pair, the same whenever its turn comes.
+
+        Args:
+            pair: its index.
+            second_pass: whether it is asked again.
+        """
         comparison, left = self.comparisons[pair], self._left(pair, second_pass)
         return Turn(comparison.prompt, getattr(comparison, left), getattr(comparison, OTHER[left]), second_pass)
 
     def progress(self) -> tuple[int, int]:
-        """How many pairs of the present pass are judged, and how many there are."""
+        """Count the judged pairs of the present pass, and all that it has."""
         slot = self._next()
         second_pass = slot[1] if slot else bool(self.again)
         judged = sum(verdict.second_pass == second_pass for verdict in self.verdicts)
         return judged, len(self.again if second_pass else self._asked())
 
     def _asked(self) -> Sequence[int]:
-        """The pairs of the first pass, in order."""
+        """List the pairs of the first pass, in order."""
         return range(len(self.comparisons))
 
     def _next(self) -> tuple[int, bool] | None:
@@ -129,7 +134,10 @@ class LabelSession:
         return next((slot for slot in slots if slot not in judged), None)
 
     def _left(self, pair: int, second_pass: bool) -> str:
-        """Drawn by the seed; exchanged in the second pass, so that a habit of one side counts as disagreement."""
+        """Draw by the seed which answer stands on the left; the second pass exchanges the sides.
+
+        So a habit of one side counts as disagreement.
+        """
         heads = random.Random(f"{self.settings['seed']} {pair}").random() < 0.5
         return "first" if heads != second_pass else "second"
 
@@ -179,15 +187,15 @@ class LabelSession:
     # What came of it
 
     def counts(self) -> Counter[str]:
-        """How often each verdict was given in the first pass."""
+        """Count how often each verdict was given in the first pass."""
         return Counter(verdict.verdict for verdict in self.verdicts if not verdict.second_pass)
 
     def agreement(self) -> Agreement | None:
-        """How often the second pass agrees with the first, or None before any pair was judged twice."""
+        """Measure how often the second pass agrees with the first; None before any pair was judged twice."""
         return agreement(self.verdicts)
 
     def export(self, path: str | Path | None = None) -> Path:
-        """Write the preferences as ``prompt``, ``chosen``, ``rejected`` with, under ``label``, where each is from.
+        """Write the preferences as ``prompt``, ``chosen``, ``rejected``, and the origin of each under ``label``.
 
         Ties and skips stay in the session's file only, and so does a pair that was judged twice and not alike.
 

@@ -46,7 +46,7 @@ class LockedLog:
         self.held[self.key] = self
 
     def read(self) -> list[bytes]:
-        """The file's lines, without half a line at the end, which a crash may leave; ``mend`` removes that."""
+        """Read the file's lines, without half a line at the end, which a crash may leave; ``mend`` removes that."""
         self.file.seek(0)
         content = self.file.read()
         self.whole = content.rfind(b"\n") + 1  # bytes
@@ -72,7 +72,11 @@ class LockedLog:
             os.fsync(self.file.fileno())
 
     def append(self, events: Iterable[dict[str, Any]]) -> None:
-        """Write lines; they are on disk when this returns, or none of them is in the file."""
+        """Append events, a line each; all are on disk when this returns, or none of them is in the file.
+
+        Args:
+            events: as JSON can hold them.
+        """
         if self.file.closed:
             raise InputError(f"{self.path} was closed here, perhaps as it was opened again; use the newest labeller")
         if not os.fstat(self.file.fileno()).st_nlink:
@@ -90,6 +94,7 @@ class LockedLog:
             raise InputError(f"{self.path}: not saved ({error.strerror}); make room there and decide again") from error
 
     def close(self) -> None:
+        """Close the file, and let other processes open it."""
         if self.held.get(self.key) is self:
             del self.held[self.key]
             self.file.close()

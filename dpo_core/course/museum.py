@@ -56,7 +56,7 @@ def pairs(
     weights: RewardWeights | None = None,
     longer_chosen: float | None = 0.5,
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Short pairs of the pocket world, all labelled rightly: some to train on, and some with other prompts held out.
+    """Draw short pairs of the pocket world, rightly labelled: some to train on, and some with other prompts held out.
 
     Args:
         seed: of the drawing.
@@ -74,14 +74,23 @@ def pairs(
 
 
 def swap(pair: PreferencePair) -> PreferencePair:
-    """The pair with its labels exchanged."""
+    """Exchange the labels of a pair."""
     return replace(pair, chosen=pair.rejected, rejected=pair.chosen)
 
 
 def trainer(
     seed: int, training: list[PreferencePair], held_out: list[PreferencePair], **settings: object
 ) -> DPOTrainer:
-    """The healthy settings, but for those given; one pass at most, so that each pair is new when it is met."""
+    """Make a trainer with the healthy settings, but for those given.
+
+    It makes one pass at most, so that each pair is new when it is met.
+
+    Args:
+        seed: of the order.
+        training: pairs to train on.
+        held_out: pairs to validate on.
+        settings: of ``DPOConfig``.
+    """
     healthy = {"steps": 50, "learning_rate": 1e-4, "warmup_steps": 5, "eval_every": 25, "log_every": 5, "seed": seed}
     config = DPOConfig(**(healthy | settings))  # type: ignore[arg-type]
     model, encoding = GPT.from_pretrained("pocket"), load_tokenizer("pocket")
@@ -220,12 +229,12 @@ def visit(name: str, seed: int, **changes: object) -> Visit:
 
 
 def expected(name: str) -> str:
-    """What ``verdict`` should say of an exhibit."""
+    """Name what ``verdict`` should say of an exhibit."""
     return HEALTHY if name in (HEALTHY, "harmless displacement") else name
 
 
 def verdict(history: History) -> str:
-    """The first fault that ``diagnose`` names, or ``healthy``; notes are no faults.
+    """Name the first fault that ``diagnose`` finds, or ``healthy``; notes are no faults.
 
     >>> verdict(History([{"step": 0, "loss": 0.69}, {"step": 50, "loss": 9.3}]))
     'learning rate too high'
@@ -234,7 +243,7 @@ def verdict(history: History) -> str:
 
 
 def score(answers: Sequence[Generation]) -> float:
-    """What the judge of the pocket world thinks of answers, on average.
+    """Average what the judge of the pocket world thinks of answers.
 
     >>> score([Generation("Paris is the capital of France.", [], True, "What is the capital of France?")]) > 0
     True
@@ -253,7 +262,7 @@ class Case:
 
 @lru_cache(maxsize=1)
 def _record() -> dict[tuple[str, int], Case]:
-    """The runs of ``tools/records/museum.py`` by name and seed."""
+    """Read the runs of ``tools/records/museum.py``, by name and seed."""
     runs = read_record("museum")["runs"]
     return {(run["name"], run["seed"]): Case(History(run["history"]), run["answers"]) for run in runs}
 
@@ -273,7 +282,7 @@ def case(name: str, seed: int = 0) -> Case:
 
 
 def recorded() -> dict[str, dict[int, History]]:
-    """The record's curves by name and seed."""
+    """Read the curves of the recorded runs, by name and seed."""
     runs: dict[str, dict[int, History]] = {}
     for (name, seed), found in _record().items():
         runs.setdefault(name, {})[seed] = found.history
@@ -281,7 +290,7 @@ def recorded() -> dict[str, dict[int, History]]:
 
 
 def patients() -> dict[str, History]:
-    """Three runs for the blind test, of a seed that the chapter shows nowhere else."""
+    """Choose three runs for the blind test, of a seed that the chapter shows nowhere else."""
     names = random.Random(WARD).sample([name for name in EXHIBITS if name not in MACHINERY], 3)
     return {letter: case(name, seed=2).history for letter, name in zip("ABC", names)}
 
@@ -307,7 +316,7 @@ LOOKS = (("neutral", ":", "o"), ("rejected", "-", "s"), ("chosen", "--", "^"), (
 
 
 def compare(runs: dict[str, History], metrics: list[str], title: str = "") -> Figure:
-    """Draw a metric a panel, each with a line a run.
+    """Draw a panel for each metric, with a line for each run.
 
     Args:
         runs: histories by label, the one to compare with first.
@@ -338,7 +347,7 @@ def compare(runs: dict[str, History], metrics: list[str], title: str = "") -> Fi
 
 
 def confusion(runs: dict[str, dict[int, History]], title: str = "") -> Figure:
-    """Draw what each exhibit was called: a row an exhibit, a column a verdict, in each field the number of runs."""
+    """Draw what ``diagnose`` calls each exhibit: a row an exhibit, a column a verdict, each field a number of runs."""
     columns = [HEALTHY, *(name for name in runs if name not in (HEALTHY, "harmless displacement"))]
     counts = [[sum(verdict(history) == c for history in found.values()) for c in columns] for found in runs.values()]
     figure, ax = plt.subplots(figsize=(9, 6.2))

@@ -1,4 +1,4 @@
-"""One look for all figures: Okabe and Ito's colours, which colour-blind readers can tell apart, on a light card.
+"""The look of all figures: Okabe and Ito's colours, which colour-blind readers can tell apart, on a light card.
 
 The card is opaque, so that a figure reads the same on a light page and on a dark one.
 """

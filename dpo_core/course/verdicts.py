@@ -1,4 +1,4 @@
-"""What labelling by hand is about: two answers to choose from, verdicts on them, and what these come to."""
+"""The terms of labelling by hand: two answers to choose from, verdicts on them, and what these come to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Comparison:
 
 
 def file_comparisons(path: str | Path) -> list[Comparison]:
-    """The pairs of a file, to be judged anew; which answer the file prefers is not shown.
+    """Read the pairs of a file to judge them anew; which answer the file prefers is not shown.
 
     Args:
         path: what ``load_pairs`` reads.
@@ -50,7 +50,7 @@ def file_comparisons(path: str | Path) -> list[Comparison]:
 
 
 def sampled_comparisons(model: GPT, prompts: Sequence[str], seed: int) -> list[Comparison]:
-    """Two answers of a model to each prompt, sampled at temperature 1; prompts whose answers are the same are left out.
+    """Sample two answers of a model to each prompt at temperature 1; a prompt with the same answer twice is left out.
 
     Args:
         model: who answers.
@@ -67,7 +67,7 @@ def sampled_comparisons(model: GPT, prompts: Sequence[str], seed: int) -> list[C
 
 @dataclass(frozen=True)
 class Verdict:
-    """One decision."""
+    """One decision of a labeller."""
 
     pair: int  # index among the session's comparisons
     second_pass: bool
@@ -99,7 +99,7 @@ class Agreement:
 
     @property
     def share(self) -> float:
-        """Of pairs with the same verdict twice."""
+        """The share of pairs with the same verdict twice."""
         return self.agreed / self.n
 
     def __str__(self) -> str:
@@ -111,7 +111,7 @@ class Agreement:
 
 
 def agreement(verdicts: Sequence[Verdict]) -> Agreement | None:
-    """How often the second pass agrees with the first, or None before any pair was judged twice.
+    """Measure how often the second pass agrees with the first; None before any pair was judged twice.
 
     Args:
         verdicts: of both passes.
@@ -137,7 +137,7 @@ def agreement(verdicts: Sequence[Verdict]) -> Agreement | None:
 def labelled(
     comparisons: Sequence[Comparison], verdicts: Sequence[Verdict], settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Lines of an export: preference pairs with, under ``label``, where each is from.
+    """Make the lines of an export: preference pairs with, under ``label``, where each is from.
 
     Args:
         comparisons: what was judged.

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, that hold data and no code, and that one process at a time may change.
+"""Safe files: written whole or not at all, read without running code, and changed by one process at a time.
 
 What is written goes to another name first, is brought to the disk, and takes its place in one step; so a crash or a
 full disk leaves the file that was there before.
@@ -45,17 +45,25 @@ FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def reason(error: Exception) -> str:
-    """The reason alone, without number and path, if there is one."""
+    """Extract from an error its reason alone, without number and path.
+
+    Args:
+        error: any, best an ``OSError``.
+    """
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Force a file, or the names in a folder, onto the disk.
+
+    Args:
+        path: of the file or folder.
+    """
     if sys.platform == "win32" and path.is_dir():  # has no such thing
         return
     descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
@@ -67,7 +75,10 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A name to write to; when the block ends well, what is there is on the disk and takes the place of ``path``.
+    """Write a file whole or not at all.
+
+    The block writes to the name that it is given. When it ends well, that file is on the disk and takes the place of
+    ``path``.
 
     Args:
         path: the file; its folder is made if it is missing.
@@ -103,8 +114,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def read_json(file: Path, largest: int = 2**20) -> dict[str, Any]:
-    """The object in a small JSON file.
+    """Read the object in a small JSON file.
 
+    Args:
+        file: its path.
+        largest: bytes that it may have.
     Raises:
         InputError: it cannot be read, is larger than ``largest`` bytes, or holds something else.
     """
@@ -123,7 +137,7 @@ def read_json(file: Path, largest: int = 2**20) -> dict[str, Any]:
 
 
 def refuse_pickles(folder: Path, instead_of: str) -> None:
-    """Let no folder pass in which only a pickle could hold what is read; beside a good file it is left alone, aloud.
+    """Refuse a folder in which only a pickle could hold what is read; beside a good file, say that it is left alone.
 
     Args:
         folder: where to look.
@@ -144,11 +158,13 @@ def refuse_pickles(folder: Path, instead_of: str) -> None:
 
 
 def tensor_layout(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The kind of number (as ``F32``) and the shape of each tensor in a safetensors file, from its header alone.
+    """Read from its header alone each tensor's kind of number (as ``F32``) and shape in a safetensors file.
 
     The library compares the header with the file's length, so a shape for which there is no data is found out here,
-    and nothing is allocated for it.
+    and no memory is taken for it.
 
+    Args:
+        file: its path.
     Raises:
         InputError: the file is not whole.
     """
@@ -161,8 +177,12 @@ def tensor_layout(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
+    """Read all tensors of a safetensors file.
 
+    Args:
+        file: its path.
+    Returns:
+        The tensors by name, on the CPU.
     Raises:
         InputError: the file is not whole, or there is no room for them.
     """
@@ -220,6 +240,6 @@ class NamedLock:
         return self.note.read_text("utf-8", "replace") if self.note.exists() else ""
 
     def release(self) -> None:
-        """Let go of it."""
+        """Release the lock."""
         self.note.unlink(missing_ok=True)
         self.lock.release()

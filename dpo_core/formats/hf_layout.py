@@ -62,7 +62,7 @@ class Checkpoint:
     index: Path | None = None  # which tensor is in which of them
 
     def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The kind of number and the shape of each tensor.
+        """Read the kind of number and the shape of each tensor, by its name.
 
         Raises:
             InputError: a file is not whole, or holds other tensors than the index says.
@@ -75,11 +75,11 @@ class Checkpoint:
         return {name: shape for layout in found.values() for name, shape in layout.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors, as they are in the files."""
+        """Read all tensors, as they are in the files."""
         return {name: tensor for file in self.weights for name, tensor in read_tensors(file).items()}
 
     def size(self) -> int:
-        """Bytes of all weights."""
+        """Count the bytes of all weights."""
         return sum(file.stat().st_size for file in self.weights)
 
 
@@ -88,6 +88,8 @@ def find_checkpoint(name: str) -> Checkpoint:
 
     Args:
         name: pocket, one of ``PUBLISHED``, a folder, or the full id of a model on the Hub, ``owner/name``.
+    Returns:
+        Where its files lie.
     Raises:
         InputError: there is no such model, or it is not there in whole, or its weights are in a pickle alone.
     """
@@ -122,7 +124,7 @@ def find_checkpoint(name: str) -> Checkpoint:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Which tensor lies in which file beside the index."""
+    """Read which tensor lies in which file beside the index."""
     told = read_json(index, largest=2**24).get("weight_map")
     if not isinstance(told, dict) or not told or not all(isinstance(file, str) for file in told.values()):
         raise InputError(f"{index}: has no weight_map of tensors and files; copy it again")
@@ -132,7 +134,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def on_hub(name: str) -> bool:
-    """Whether a name is that of a model on the Hub: published by OpenAI, or ``owner/name`` and no folder of ours.
+    """Tell whether a name is that of a model on the Hub: published by OpenAI, or ``owner/name`` and no folder of ours.
 
     >>> on_hub("gpt2"), on_hub("distilbert/distilgpt2"), on_hub("runs/one/final"), on_hub("checkpoints/final")
     (True, True, False, False)
@@ -152,7 +154,7 @@ def _download(repo: str, file: str) -> Path:
 
 
 def _snapshot(repo: str) -> Path:
-    """Config, safetensors and the tokenizer's files of any other repository; nothing else is fetched."""
+    """Fetch config, safetensors and the tokenizer's files of any other repository, and nothing else."""
     from huggingface_hub import snapshot_download
 
     wanted = ["config.json", WEIGHTS, "model.safetensors.index.json", "model-*.safetensors", *TOKENIZER_FILES]
@@ -165,12 +167,18 @@ def _snapshot(repo: str) -> Path:
 def _not_fetched(what: str, error: Exception) -> InputError:
     return InputError(
         f"{what} could not be fetched from the Hugging Face Hub ({type(error).__name__}: {error});"
-        " check the name and the network, or use --model pocket, which needs none"
+        " check the spelling, check the network, or take the model pocket, which needs none"
     )
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A ``config.json`` that describes a model like ours."""
+    """Read a ``config.json``, and refuse one of another architecture.
+
+    Args:
+        file: its path.
+    Raises:
+        InputError: the file is damaged, or asks for what the model does not compute.
+    """
     raw = read_json(file)
     if raw.get("model_type") != "gpt2":
         raise InputError(f"{file}: model_type must be 'gpt2'; other architectures are not supported")
@@ -181,7 +189,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def described(config: dict[str, Any], end_of_text: int | None) -> dict[str, Any]:
-    """What ``config.json`` says of a model.
+    """Describe a model as ``config.json`` does.
 
     Args:
         config: fields of ``GPTConfig``.
@@ -205,14 +213,22 @@ def described(config: dict[str, Any], end_of_text: int | None) -> dict[str, Any]
 
 
 def _our_name(key: str) -> str | None:
-    """A published tensor's name with us, if we keep it."""
+    """Translate the name of a published tensor into ours; None for those that are not kept."""
     name = key.removeprefix("transformer.")
     # The causal mask, stored as a buffer by old files, and the head, which is tied to wte.weight.
     return None if name.endswith((".attn.bias", ".attn.masked_bias")) or name == "lm_head.weight" else name
 
 
 def check_layout(layout: Mapping[str, tuple[str, tuple[int, ...]]], expected: dict[str, Tensor], file: Path) -> None:
-    """Every key, kind of number and shape in the file, before its tensors are loaded."""
+    """Refuse a file of other tensors than the model's, before they are loaded.
+
+    Args:
+        layout: of ``tensor_layout``.
+        expected: the model's tensors, for their names and shapes.
+        file: for the message.
+    Raises:
+        InputError: a name, kind of number or shape does not fit.
+    """
     kept = {name: found for key, found in layout.items() if (name := _our_name(key)) is not None}
     found = {name: shape[::-1] if name.endswith(TRANSPOSED) else shape for name, (_, shape) in kept.items()}
     odd = [f"{name} {kind}" for name, (kind, _) in kept.items() if kind not in FLOATS]
@@ -228,7 +244,14 @@ def check_layout(layout: Mapping[str, tuple[str, tuple[int, ...]]], expected: di
 
 
 def from_hf(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Published tensors under our names and orientation."""
+    """Convert published tensors to our names and orientation, in float32.
+
+    Args:
+        tensors: of the file.
+        file: for the message.
+    Raises:
+        InputError: the head is another matrix than the token embedding.
+    """
     found = {name: tensor for key, tensor in tensors.items() if (name := _our_name(key)) is not None}
     if not torch.equal(tensors.get("lm_head.weight", found["wte.weight"]), found["wte.weight"]):
         raise InputError(f"{file}: lm_head.weight differs from wte.weight, but only tied heads are supported")
@@ -241,7 +264,11 @@ def from_hf(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
 
 
 def to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the published names and orientation."""
+    """Convert our tensors to the published names and orientation.
+
+    Args:
+        state: of the model.
+    """
     return {
         f"transformer.{key}": (tensor.t() if key.endswith(TRANSPOSED) else tensor).detach().cpu().contiguous()
         for key, tensor in state.items()

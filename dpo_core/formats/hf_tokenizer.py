@@ -56,7 +56,7 @@ CHAT_TEMPLATES = {
 
 
 def _letters() -> list[str]:
-    """The letter that GPT-2's files write for each byte: its own if it can be printed, otherwise one from 256 on."""
+    """List the letter that GPT-2's files write for each byte: its own if that can be printed, otherwise a later one."""
     own = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = (byte for byte in range(256) if byte not in own)
     moved = {byte: 256 + i for i, byte in enumerate(others)}
@@ -144,7 +144,7 @@ def _written(token: bytes) -> str:
 
 
 def _parts(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two tokens that were merged into this one: what BPE makes of its bytes before the last merge."""
+    """Find the two tokens that were merged into this one: what BPE makes of its bytes before the last merge."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         at = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
@@ -156,7 +156,7 @@ def _parts(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def added_tokens(folder: Path, name: str, size: int, key: str) -> dict[int, str]:
-    """The tokens that a folder's tokenizer has beyond ours; a folder without a tokenizer has none.
+    """Read the tokens that a folder's tokenizer has beyond ours; a folder without a tokenizer has none.
 
     Args:
         folder: of a model.

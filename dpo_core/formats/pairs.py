@@ -61,7 +61,7 @@ class LabelledAnswer:
 
 
 def load_pairs(path: str | Path) -> list[PreferencePair]:
-    """Read a JSONL file; each line may be in any of the common formats.
+    """Read preference pairs from a JSONL file; each line may be in any of the common formats.
 
     - ``prompt``, ``chosen``, ``rejected`` as text;
     - the same as lists of ``{"role", "content"}``, where ``chosen`` and ``rejected`` may hold the whole dialogue;
@@ -85,7 +85,7 @@ def load_pairs(path: str | Path) -> list[PreferencePair]:
 
 
 def load_labels(path: str | Path) -> list[LabelledAnswer] | list[PreferencePair]:
-    """Read labelled answers, for KTO, from a JSONL file; one of pairs alone is read as ``load_pairs`` does.
+    """Read labelled answers, for KTO, from a JSONL file; a file of pairs alone is read as ``load_pairs`` does.
 
     Args:
         path: UTF-8, one JSON object a line, with ``prompt``, ``completion`` and ``label``, true or false, the first
@@ -113,7 +113,7 @@ def load_labels(path: str | Path) -> list[LabelledAnswer] | list[PreferencePair]
 
 
 def _read_labels(record: dict[str, Any]) -> tuple[str, str, str | bool]:
-    """Prompt, completion and label, or a pair."""
+    """Read prompt, completion and label of an object, or a pair."""
     if "completion" not in record:
         return read_pair(record)
     if "label" not in record:
@@ -136,13 +136,15 @@ def _read_labels(record: dict[str, Any]) -> tuple[str, str, str | bool]:
 
 
 def read_jsonl(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> list[tuple[T, str]]:
-    """What ``parse`` makes of each object of a JSONL file, with its ``file:line``.
+    """Parse each object of a JSONL file, and keep its place in the file.
 
     A file with bad lines is refused whole, and all of them are named together, up to twenty.
 
     Args:
         path: UTF-8, one JSON object a line, packed if it ends in ``.gz``; blank lines are skipped.
         parse: raises ``InputError`` for an object that will not do.
+    Returns:
+        What ``parse`` made of each object, with its ``file:line``.
     Raises:
         InputError: as ``load_pairs``.
     """
@@ -174,7 +176,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes | str]]:
-    """Lines that are not blank with their numbers; instead of one at which reading had to end, the reason as text."""
+    """Yield the lines that are not blank, each with its number; where reading has to end, the reason as text."""
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
@@ -202,7 +204,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | str]]:
 
 
 def save_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
-    """Write pairs as JSONL with ``prompt``, ``chosen``, ``rejected``; an old file stays whole until the new one is.
+    """Write pairs as JSONL with ``prompt``, ``chosen``, ``rejected``; an old file stays until the new one is whole.
 
     Args:
         path: the file; its folder is made if it is missing.
@@ -220,7 +222,7 @@ def save_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
 
 
 def write_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line; an old file stays whole until the new one is.
+    """Write one JSON object a line; an old file stays until the new one is whole.
 
     Args:
         path: the file; its folder is made if it is missing.
@@ -237,7 +239,14 @@ def write_jsonl(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def add_pair(path: str | Path, pair: PreferencePair) -> None:
-    """Add a pair to a file of pairs, whose other lines stay as they are, with whatever else they hold."""
+    """Append a pair to a file of pairs, whose other lines stay as they are, with whatever else they hold.
+
+    Args:
+        path: the file; it is made if it is missing.
+        pair: what to add.
+    Raises:
+        InputError: the file cannot be written; it is as it was then.
+    """
     with atomic_write(Path(path)) as partial:
         old = Path(path).read_bytes() if Path(path).exists() else b""
         line = json.dumps({name: getattr(pair, name) for name in COLUMNS}, ensure_ascii=False) + "\n"
@@ -277,8 +286,10 @@ def _no_number(name: str) -> NoReturn:
 
 
 def read_pair(record: dict[str, Any]) -> Texts:
-    """Prompt, chosen and rejected answer of an object in any of the formats of ``load_pairs``.
+    """Read prompt, chosen and rejected answer from an object in any of the formats of ``load_pairs``.
 
+    Args:
+        record: one line of a file.
     Raises:
         InputError: a field is missing, empty or of the wrong kind.
 
@@ -336,7 +347,7 @@ READERS = (_read_messages, _read_columns, _read_hh, _read_shared_start)
 
 
 def _render(name: str, value: str | list[Any], speaker: str) -> str:
-    """Messages as HH-RLHF's text; plain text is one message of ``speaker``."""
+    """Write messages as HH-RLHF's text; plain text is one message of ``speaker``."""
     text = ""
     for message in [{"role": speaker, "content": value}] if isinstance(value, str) else value:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
@@ -355,7 +366,11 @@ def _cut_dialogue(chosen: str, rejected: str) -> Texts:
 
 
 def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """How many items two sequences have in common from their beginning.
+    """Count the items that two sequences have in common from their beginning.
+
+    Args:
+        first: text, or token ids.
+        second: another.
 
     >>> shared_length("The sky is blue", "The sky is grey")
     11

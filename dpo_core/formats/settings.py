@@ -1,4 +1,4 @@
-"""What a setting tells of itself: its default, the values that make sense, what it does, and its name as a flag.
+"""Settings that describe themselves: default, allowed values, effect, and name as a flag.
 
 ``DPOConfig`` is made of such settings; it checks its values by them, and the command line makes its flags of them.
 """
@@ -29,13 +29,21 @@ class Kind:
     choices: tuple[str, ...] = ()
 
     def takes(self, value: object) -> bool:
-        """Tell whether a value is of this kind; a whole number will do for a real one."""
+        """Tell whether a value is of this kind; a whole number counts as a real one, too.
+
+        Args:
+            value: anything.
+        """
         types = (int, float) if self.type is float else self.type
         return isinstance(value, types) and not isinstance(value, bool) and self.fits(value)
 
 
 def one_of(*choices: str) -> Kind:
-    """Make the kind of a word out of a few."""
+    """Make a kind that allows a few words.
+
+    Args:
+        choices: the words.
+    """
     return Kind(str, " or ".join(choices), lambda value: value in choices, choices)
 
 
@@ -48,7 +56,7 @@ SHARE = Kind(float, "a share from 0 to 1", lambda value: 0 <= value <= 1)
 
 @dataclass(frozen=True)
 class Setting:
-    """What a field of a dataclass tells the command line."""
+    """What a field of a dataclass tells the command line about itself."""
 
     kind: Kind
     help: str
@@ -61,7 +69,7 @@ class Setting:
 def setting(
     default: Any, kind: Kind, *flags: str, help: str, metavar: str = "", unset: str = "", group: str = ""
 ) -> Any:
-    """Make a field of a dataclass that says which values it takes and can become a flag.
+    """Make a field of a dataclass that checks its values and can become a flag.
 
     Args:
         default: its value if none is given; if it is None, None is allowed.
@@ -78,8 +86,11 @@ def setting(
 
 
 def check(found: Field[Any], value: object) -> None:
-    """Refuse a value that makes no sense.
+    """Refuse a value that is not of its field's kind.
 
+    Args:
+        found: the field, made by ``setting``.
+        value: what it was given.
     Raises:
         InputError: it is not of the field's kind.
     """

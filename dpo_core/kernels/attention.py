@@ -19,7 +19,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a mask into numbers to add to the scores, once for all layers.
+    """Turn a mask into numbers to add to the attention scores, once for all layers.
 
     Given a mask, torch's kernel would make such numbers in each layer and keep them for the backward pass. Rows begin
     at multiples of 8 numbers, because its CUDA kernel would copy others.
@@ -73,7 +73,7 @@ def _in_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: 
 
 
 def without_padding(mask: Tensor, unpadded: Tensor, dtype: torch.dtype) -> Attend:
-    """Make the attention of a model that is given the tokens of all rows one after another, without padding.
+    """Make an attention function for tokens of several rows that stand one after another, without padding.
 
     A CPU goes through the rows, each as long as it is. Other devices put the tokens back into rows of (B, T) and take
     them out again.

@@ -1,4 +1,4 @@
-"""On which device to compute: an NVIDIA GPU, an Apple GPU or the CPU."""
+"""The device to compute on: an NVIDIA GPU, an Apple GPU or the CPU."""
 
 from __future__ import annotations
 

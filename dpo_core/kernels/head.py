@@ -86,7 +86,10 @@ class _HeadLogps(torch.autograd.Function):
 
 
 def _log_softmax_of_logits(states: Tensor, weight: Tensor) -> Tensor:
-    """(N, V) float32 and a few columns of -inf, so that rows begin at round addresses, where products are faster."""
+    """Compute the log-softmax of the logits, with columns of -inf added on the right: (N, V + a few) float32.
+
+    So rows begin at round addresses, where products are faster.
+    """
     V = len(weight)
     logits = states.new_empty(len(states), -(-V // 64) * 64)
     logits[:, V:] = -torch.inf

@@ -1,4 +1,4 @@
-"""In which precision to compute: float32, or bf16 or fp16 for matrix products, with weights and sums in float32."""
+"""The precision to compute in: float32, or bf16 or fp16 for matrix products, with weights and sums in float32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WITHOUT_BF16 = ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core
 
 
 def cpu_has_bf16() -> bool:
-    """Say whether this processor has bf16 units that torch uses.
+    """Tell whether this processor has bf16 units that torch uses.
 
     The processor's list of instructions decides, not a stopwatch, so the answer is the same each time. A processor
     without the units emulates bf16, which takes several times as long as float32. With ``avx512_bf16`` on one core of
@@ -44,7 +44,7 @@ def cpu_has_bf16() -> bool:
 
 
 def _instructions() -> set[str]:
-    """Names of the processor's instruction sets; torch's list where it has one, else that of Linux, which agrees."""
+    """List the processor's instruction sets: torch's list where it has one, else that of Linux, which agrees."""
     if ask := getattr(torch.cpu, "get_capabilities", None):
         return {name for name, has in ask().items() if has is True}
     cpuinfo = Path("/proc/cpuinfo")
@@ -52,7 +52,7 @@ def _instructions() -> set[str]:
 
 
 def choose(precision: str, device: torch.device) -> str:
-    """Decide what a setting means on a device.
+    """Choose the precision that a setting means on a device.
 
     ``auto`` is bf16 where the device has units for it. Without them it is fp16 on an NVIDIA GPU and float32 elsewhere.
     On an Apple GPU, which is untested, everything is computed in float32, with a warning if something else was asked.
@@ -82,13 +82,21 @@ def choose(precision: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return a context in which matrix products are done in a key of ``DTYPES``; with float32 nothing changes."""
+    """Make a context in which matrix products are computed in a precision; with float32 nothing changes.
+
+    Args:
+        device: of the model.
+        precision: a key of ``DTYPES``.
+    """
     lower = precision != "float32"
     return torch.autocast(device.type, DTYPES[precision] if lower else None, enabled=lower)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """Return the dtype that matrix products with this weight have here, inside ``autocast`` or not.
+    """Tell in which dtype matrix products with a weight are computed here, inside ``autocast`` or not.
+
+    Args:
+        weight: of the model.
 
     >>> with autocast(torch.device("cpu"), "bf16"):
     ...     compute_dtype(torch.ones(1))
@@ -114,24 +122,36 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**12, enabled=name == "fp16")
 
     def compute(self) -> torch.autocast:
-        """Return ``autocast``'s context for this precision."""
+        """Make the context of ``autocast`` for this precision."""
         return autocast(self.device, self.name)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss, (), to that of the parameters; in fp16 it is scaled up."""
+        """Add the gradient of a loss to that of the parameters, scaled up in fp16.
+
+        Args:
+            loss: () scalar.
+        """
         self.scaler.scale(loss).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Scale the gradients down again, once in a step."""
+        """Scale the gradients down again, once in a step.
+
+        Args:
+            optimizer: whose parameters have them.
+        """
         self.scaler.unscale_(optimizer)
 
     def move(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the optimizer take its step."""
+        """Let the optimizer take its step, unless fp16 gradients are not finite.
+
+        Args:
+            optimizer: of the parameters.
+        """
         self.scaler.step(optimizer)
         self.scaler.update()
 
     def lower_scale(self) -> bool:
-        """Scale less from now on, after a gradient that was not finite.
+        """Scale fp16 gradients up by less from now on, after one that was not finite.
 
         Returns:
             Whether that can help: there was a scale to lower.

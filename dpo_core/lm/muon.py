@@ -17,7 +17,7 @@ __all__ = ["Muon", "orthogonalize"]
 
 
 def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """Roughly the nearest matrix whose singular values are all 1, by a Newton-Schulz iteration.
+    """Approximate the nearest matrix whose singular values are all 1, by a Newton-Schulz iteration.
 
     Args:
         matrix: (..., M, N).
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             # Those of one shape go through the iteration together.
             parts: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)

@@ -36,6 +36,8 @@ class Document:
 
 @dataclass(frozen=True)
 class LMConfig:
+    """How a language model is trained on documents."""
+
     epochs: float = 1.0  # passes over the documents
     tokens_per_batch: int = 4096  # a batch holds as many documents of like length as fit
     learning_rate: float = 1e-3  # the peak; a cosine brings it down to zero
@@ -48,12 +50,14 @@ class LMConfig:
 
 
 def text_documents(encoding: tiktoken.Encoding, text: str, max_length: int) -> list[Document]:
-    """Plain text as documents: blank lines part them, and long ones are cut into pieces.
+    """Divide plain text into documents at its blank lines, and cut long ones into pieces.
 
     Args:
         encoding: of the model.
         text: any.
         max_length: tokens of a piece.
+    Returns:
+        One document a piece, in order.
 
     >>> from dpo_core.tokenizer import load_tokenizer
     >>> len(text_documents(load_tokenizer("pocket"), "One document.\\n\\nAnother.", max_length=64))
@@ -68,13 +72,13 @@ def text_documents(encoding: tiktoken.Encoding, text: str, max_length: int) -> l
 
 
 def language_model_loss(model: GPT, documents: Sequence[Document]) -> tuple[Tensor, int]:
-    """Sum of the negative log-probabilities of the tokens that count, and their number.
+    """Sum the negative log-probabilities of the tokens that count.
 
     Args:
         model: the policy.
         documents: one row each, padded on the right, which causal attention never looks at.
     Returns:
-        The sum in nats (a scalar with gradient) and the count.
+        The sum, () nats with gradient, and the number of those tokens.
 
     >>> model = GPT.from_pretrained("pocket")
     >>> loss, count = language_model_loss(model, [Document([1, 2, 3], start=2)])
@@ -94,7 +98,7 @@ def language_model_loss(model: GPT, documents: Sequence[Document]) -> tuple[Tens
 
 
 def _batches(documents: Sequence[Document], tokens: int, rng: random.Random) -> list[list[Document]]:
-    """All documents once, those of like length together, at most ``tokens`` positions a batch."""
+    """Divide all documents into batches of like length, of at most ``tokens`` positions each."""
     order = sorted(documents, key=lambda d: (len(d.ids), rng.random()))
     batches: list[list[Document]] = [[]]
     for document in order:
@@ -106,7 +110,12 @@ def _batches(documents: Sequence[Document], tokens: int, rng: random.Random) -> 
 
 
 def no_fp16(setting: str, device: torch.device) -> str:
-    """The precision, but for fp16, which would need its losses scaled: float32 then."""
+    """Choose the precision of a setting, with float32 in place of fp16, which would need its losses scaled.
+
+    Args:
+        setting: one of ``PRECISIONS``.
+        device: of the model.
+    """
     precision = choose(setting, device)
     return "float32" if precision == "fp16" else precision
 
@@ -150,7 +159,7 @@ def train_lm(
     progress: bool = True,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> list[float]:
-    """Train on next tokens, with warm-up and a cosine.
+    """Train a model to predict the next token, with warm-up and a cosine.
 
     Args:
         model: trained in place.

@@ -57,12 +57,14 @@ def _read_example(record: dict) -> Example:
 
 
 def sft_documents(encoding: tiktoken.Encoding, examples: Iterable[Example], max_length: int) -> list[Document]:
-    """Prompt and answer as one document of which the answer and its end-of-text token are to be predicted.
+    """Encode examples as documents of which only the answer and its end-of-text token are predicted.
 
     Args:
         encoding: of the model.
         examples: what to learn.
         max_length: tokens; longer documents are cut at their end.
+    Returns:
+        One document an example, in order.
 
     >>> from dpo_core.tokenizer import load_tokenizer
     >>> encoding = load_tokenizer("pocket")

@@ -1,1 +1,1 @@
-"""What stands beside DPO: its family of losses, KTO's loss, and LoRA."""
+"""Methods beside DPO: its family of losses, KTO's loss, and LoRA."""

@@ -1,4 +1,4 @@
-"""The family of DPO's loss: what else can be made of the log-probabilities of two answers.
+"""The family of DPO's loss: other losses of the log-probabilities of a chosen and a rejected answer.
 
 ``LOSSES`` has them by name; each is called as ``LOSSES[name](logps, beta, ...)`` and gives one loss per pair. The beta
 in its signature is the one it is trained with if none is given: losses of means over tokens need a larger one.
@@ -31,13 +31,13 @@ __all__ = [
 
 
 def _rewards(logps: PairLogps, beta: float) -> tuple[Tensor, Tensor]:
-    """(B,) beta c and (B,) beta l."""
+    """Compute the implicit rewards beta c and beta l, (B,) each."""
     check_beta(beta)
     return beta * logps.chosen_ratios, beta * logps.rejected_ratios
 
 
 def _mean_rewards(logps: PairLogps, beta: float) -> tuple[Tensor, Tensor]:
-    """(B,) and (B,) beta times the policy's mean log-probability of a token: rewards without a reference."""
+    """Compute rewards without a reference, (B,) each: beta times the policy's mean log-probability of a token."""
     check_beta(beta)
     return beta * logps.policy_chosen / logps.chosen_lengths, beta * logps.policy_rejected / logps.rejected_lengths
 
@@ -46,9 +46,14 @@ def _mean_rewards(logps: PairLogps, beta: float) -> tuple[Tensor, Tensor]:
 
 
 def cdpo(logps: PairLogps, beta: float = 0.1, label_smoothing: float = 0.1) -> PairLoss:
-    """Conservative DPO, with a share e of labels assumed flipped: -(1-e) log s(beta h) - e log s(-beta h).
+    """Compute conservative DPO, which assumes a share e of flipped labels: -(1-e) log s(beta h) - e log s(-beta h).
 
     It wants a margin of log((1-e)/e) and no more (Mitchell 2023, ericmitchell.ai/cdpo.pdf).
+
+    Args:
+        logps: of B pairs.
+        beta: as in DPO.
+        label_smoothing: e, in [0, 0.5).
 
     >>> round(cdpo(EXAMPLE, beta=0.5, label_smoothing=0.1).loss.item(), 4)  # 0.9 x 0.3133 + 0.1 x 1.3133
     0.4133
@@ -57,10 +62,15 @@ def cdpo(logps: PairLogps, beta: float = 0.1, label_smoothing: float = 0.1) -> P
 
 
 def robust(logps: PairLogps, beta: float = 0.1, label_smoothing: float = 0.1) -> PairLoss:
-    """Robust DPO: (-(1-e) log s(beta h) + e log s(-beta h)) / (1-2e) (Chowdhury et al. 2024, arXiv:2403.00409).
+    """Compute robust DPO, corrected for a share e of flipped labels (Chowdhury et al. 2024, arXiv:2403.00409).
 
-    When a share e of labels is flipped at random, its mean is what DPO's would be without the flips. It has no lower
-    bound: far on the right side it keeps falling.
+    It is (-(1-e) log s(beta h) + e log s(-beta h)) / (1-2e). When a share e of labels is flipped at random, its mean is
+    what DPO's would be without the flips. It has no lower bound: far on the right side it keeps falling.
+
+    Args:
+        logps: of B pairs.
+        beta: as in DPO.
+        label_smoothing: e, in [0, 0.5).
 
     >>> round(robust(EXAMPLE, beta=0.5, label_smoothing=0.1).loss.item(), 4)  # (0.9 x 0.3133 - 0.1 x 1.3133) / 0.8
     0.1883
@@ -73,7 +83,13 @@ def robust(logps: PairLogps, beta: float = 0.1, label_smoothing: float = 0.1) ->
 
 
 def hinge(logps: PairLogps, beta: float = 0.1) -> PairLoss:
-    """Hinge loss: max(0, 1 - beta h), no gradient once the margin is 1 (SLiC, arXiv:2305.10425; RSO, arXiv:2309.06657).
+    """Compute the hinge loss max(0, 1 - beta h), which has no gradient once the margin is 1.
+
+    It is the loss of SLiC (arXiv:2305.10425) and RSO (arXiv:2309.06657).
+
+    Args:
+        logps: of B pairs.
+        beta: as in DPO.
 
     >>> hinge(EXAMPLE, beta=0.25).loss.item()
     0.5
@@ -83,11 +99,15 @@ def hinge(logps: PairLogps, beta: float = 0.1) -> PairLoss:
 
 
 def ipo(logps: PairLogps, beta: float = 2.0) -> PairLoss:
-    """IPO: (c/n_w - l/n_l - 1/(2 beta))^2, a target, not a slope (Azar et al. 2023, arXiv:2310.12036, Eq. 17).
+    """Compute IPO, which draws the margin per token to a target: (c/n_w - l/n_l - 1/(2 beta))^2.
 
-    The averages over tokens are the authors' practice, though not in the equation: over sums the target would mean
-    another thing for every length. Their unit is a nat per token: a beta of 2 asks for a quarter of one, as chapter 10
-    does, while TRL's 0.1 asks for five, which no training reaches.
+    The averages over tokens are the authors' practice, though not in the equation (Azar et al. 2023, arXiv:2310.12036,
+    Eq. 17): over sums the target would mean another thing for every length. Their unit is a nat per token: a beta of 2
+    asks for a quarter of one, as chapter 10 does, while TRL's 0.1 asks for five, which no training reaches.
+
+    Args:
+        logps: of B pairs.
+        beta: the target is 1/(2 beta) nats per token.
 
     >>> ipo(EXAMPLE, beta=0.5).loss.item()  # (1/2 + 1/4 - 1)^2
     0.0625
@@ -98,9 +118,13 @@ def ipo(logps: PairLogps, beta: float = 2.0) -> PairLoss:
 
 
 def sigmoid_norm(logps: PairLogps, beta: float = 5.0) -> PairLoss:
-    """Length-normalised DPO: -log s(beta (c/n_w - l/n_l)) (Tulu 3, arXiv:2411.15124; TRL's ``sigmoid_norm``).
+    """Compute length-normalised DPO: -log s(beta (c/n_w - l/n_l)) (Tulu 3, arXiv:2411.15124; TRL's ``sigmoid_norm``).
 
     A token's share is smaller than a sum, so beta has to be larger, by about the length; Tulu 3 takes 5.
+
+    Args:
+        logps: of B pairs.
+        beta: as in DPO, per token.
 
     >>> round(sigmoid_norm(EXAMPLE, beta=1.0).loss.item(), 4)  # -log s(1/2 + 1/4)
     0.3869
@@ -114,9 +138,14 @@ def sigmoid_norm(logps: PairLogps, beta: float = 5.0) -> PairLoss:
 
 
 def dpop(logps: PairLogps, beta: float = 0.1, penalty: float = 50.0) -> PairLoss:
-    """DPO-Positive: -log s(beta (h - penalty max(0, -c))) (Pal et al. 2024, arXiv:2402.13228, Eq. 3).
+    """Compute DPO-Positive: -log s(beta (h - penalty max(0, -c))) (Pal et al. 2024, arXiv:2402.13228, Eq. 3).
 
     The margin counts for little as long as the chosen answer is less likely than under the reference.
+
+    Args:
+        logps: of B pairs.
+        beta: as in DPO.
+        penalty: the paper's lambda, at least 0.
 
     >>> fallen = replace(EXAMPLE, policy_chosen=torch.tensor([-11.5]))  # c = -0.5, h = 0.5
     >>> round(dpop(fallen, beta=0.5, penalty=3.0).loss.item(), 4)  # -log s(0.5 (0.5 - 1.5))
@@ -130,9 +159,13 @@ def dpop(logps: PairLogps, beta: float = 0.1, penalty: float = 50.0) -> PairLoss
 
 
 def apo_zero(logps: PairLogps, beta: float = 0.1) -> PairLoss:
-    """APO-zero: 1 - s(beta c) + s(beta l): the chosen up, the rejected down (arXiv:2408.06266, Eq. 7).
+    """Compute APO-zero, the chosen up and the rejected down: 1 - s(beta c) + s(beta l) (arXiv:2408.06266, Eq. 7).
 
     For chosen answers that are better than what the model writes.
+
+    Args:
+        logps: of B pairs.
+        beta: as in DPO.
 
     >>> round(apo_zero(EXAMPLE, beta=1.0).loss.item(), 4)  # s(-1) + s(-1)
     0.5379
@@ -142,9 +175,13 @@ def apo_zero(logps: PairLogps, beta: float = 0.1) -> PairLoss:
 
 
 def apo_down(logps: PairLogps, beta: float = 0.1) -> PairLoss:
-    """APO-down: s(beta c) + 1 - s(beta h): both down, the rejected further (arXiv:2408.06266, Eq. 8).
+    """Compute APO-down, both down and the rejected further: s(beta c) + 1 - s(beta h) (arXiv:2408.06266, Eq. 8).
 
     For chosen answers that are worse than what the model writes.
+
+    Args:
+        logps: of B pairs.
+        beta: as in DPO.
 
     >>> round(apo_down(EXAMPLE, beta=1.0).loss.item(), 4)  # s(1) + s(-2)
     0.8503
@@ -184,9 +221,12 @@ def kto(
 
 
 def simpo(logps: PairLogps, beta: float = 2.0, gamma: float = 0.5) -> PairLoss:
-    """SimPO: -log s(beta (log pi(y_w)/n_w - log pi(y_l)/n_l) - gamma) (arXiv:2405.14734, Eq. 6).
+    """Compute SimPO: -log s(beta (log pi(y_w)/n_w - log pi(y_l)/n_l) - gamma) (arXiv:2405.14734, Eq. 6).
 
-    ``gamma`` is the margin to be reached, in units of the reward; some code wants it divided by beta.
+    Args:
+        logps: of B pairs; their reference is not used.
+        beta: unit of the reward, per nat and token.
+        gamma: margin to be reached, in units of the reward; some code wants it divided by beta.
 
     >>> round(simpo(EXAMPLE, beta=2.0, gamma=0.5).loss.item(), 4)  # -log s(2 (-5 + 3) - 0.5)
     4.511
@@ -196,9 +236,13 @@ def simpo(logps: PairLogps, beta: float = 2.0, gamma: float = 0.5) -> PairLoss:
 
 
 def orpo(logps: PairLogps, beta: float = 0.1) -> PairLoss:
-    """ORPO: -log p_w - beta log s(log odds(p_w)/odds(p_l)), log p = log pi(y)/n (arXiv:2403.07691, Eqs. 6, 7).
+    """Compute ORPO: -log p_w - beta log s(log odds(p_w)/odds(p_l)), log p = log pi(y)/n (arXiv:2403.07691, Eqs. 6, 7).
 
-    ``beta``, the paper's lambda, weighs the second term. The first is ``sft``.
+    The first term is ``sft``.
+
+    Args:
+        logps: of B pairs; their reference is not used.
+        beta: the paper's lambda, weight of the second term.
 
     >>> round(orpo(EXAMPLE, beta=0.1).loss.item(), 4)  # 5 - 0.1 log s(-5 + 3 - log(1 - e^-5) + log(1 - e^-3))
     5.2166
@@ -211,10 +255,14 @@ def orpo(logps: PairLogps, beta: float = 0.1) -> PairLoss:
 
 
 def sft(logps: PairLogps, beta: float = 0.1) -> PairLoss:
-    """Fine-tuning on the chosen answers: -log pi(y_w|x) / n_w, the same weight for every pair.
+    """Compute the fine-tuning loss on the chosen answers: -log pi(y_w|x) / n_w, the same weight for every pair.
 
     TRL gives every *token* the same weight, which is the same for answers of one length. Where the chosen answer is
     missing, as beside a labelled one that is not wanted, the loss is 0.
+
+    Args:
+        logps: of B pairs; their reference is used for the rewards alone.
+        beta: of the rewards alone.
 
     >>> sft(EXAMPLE).loss.item()
     5.0
@@ -234,6 +282,9 @@ LOSSES: dict[str, Callable[..., PairLoss]] = {
 def loss_name(loss: str | Loss) -> str:
     """Name a loss, for a record.
 
+    Args:
+        loss: one of ``LOSSES``, or a function.
+
     >>> loss_name("sigmoid"), loss_name(simpo), loss_name("another")
     ('dpo', 'simpo', 'another')
     """
@@ -244,7 +295,7 @@ def loss_name(loss: str | Loss) -> str:
 
 
 def own_settings(loss: str | Loss) -> dict[str, Any]:
-    """Read the settings of a loss from its signature, with the values that it has if none are given.
+    """Read from its signature the settings of a loss, with the values that they have if none are given.
 
     Args:
         loss: one of ``LOSSES``, or a function; a beta without a value is DPO's.
@@ -259,7 +310,7 @@ def own_settings(loss: str | Loss) -> dict[str, Any]:
 
 
 def choose_loss(loss: str | Loss = "dpo", sft_weight: float = 0.0, **settings: float) -> Loss:
-    """Fill the settings of a loss in: what a trainer calls with log-probs and beta.
+    """Make the function that a trainer calls with log-probs and beta, with all other settings of a loss filled in.
 
     Args:
         loss: one of ``LOSSES``, or a function of ``PairLogps`` and beta that returns a ``PairLoss``.

@@ -1,4 +1,4 @@
-"""KTO's loss on answers judged one by one, and the point to measure their rewards from.
+"""KTO's loss on answers judged one by one, and the point from which it measures their rewards.
 
 N answers, M answers under prompts that are not theirs.
 """
@@ -25,12 +25,12 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Tensor:
-    """Kahneman-Tversky Optimization on single answers (Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7).
+    """Compute KTO's loss on single answers (Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 7).
 
     Args:
         policy: (N,) log pi(y|x) in nats, summed over the answer's tokens.
         reference: (N,) log ref(y|x).
-        desirable: (N,) bool, whether the answer is one to be wanted.
+        desirable: (N,) bool, whether the answer is a wanted one.
         point: () of ``reference_point``; at 0 this is APO-zero without pairs.
         beta: as in DPO.
         desirable_weight: of the losses of desirable answers.
@@ -50,11 +50,11 @@ def kto_loss(
 
 
 def reference_point(mismatched: Tensor) -> Tensor:
-    """KTO's z0, how far the policy has drifted whatever is asked: the mean over answers to *other* prompts, at least 0.
+    """Compute KTO's z0, how far the policy has drifted whatever is asked: a mean over answers to *other* prompts.
 
-    It stands for KL(pi, ref), which would need samples of the policy. The answers' own log-ratios would not do: they
-    are what training moves on purpose. Nor would these in another order, which has the same mean: the answers have to
-    be scored under prompts that are not theirs.
+    A mean below 0 counts as 0. It stands for KL(pi, ref), which would need samples of the policy. The answers' own
+    log-ratios would not do: they are what training moves on purpose. Nor would these in another order, which has the
+    same mean: the answers have to be scored under prompts that are not theirs.
 
     Args:
         mismatched: (M,) log pi(y|x) - log ref(y|x) in nats, each y being the answer to another prompt than x.
@@ -68,7 +68,7 @@ def reference_point(mismatched: Tensor) -> Tensor:
 
 
 def mismatch(prompts: Sequence[str]) -> list[int]:
-    """For each prompt, whose answer to borrow for the reference point: another prompt's, each answer once.
+    """Choose for each prompt another prompt's answer, each answer once, for the reference point.
 
     Args:
         prompts: one for each pair, or for each answer.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tiktoken
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -26,7 +27,9 @@ from torch import Tensor
 from dpo_core.errors import InputError
 from dpo_core.formats.files import atomic_write, read_json, read_tensors, refuse_pickles, tensor_layout
 from dpo_core.formats.hf_layout import PUBLISHED, TRANSPOSED
+from dpo_core.kernels.device import best_device
 from dpo_core.model import GPT
+from dpo_core.tokenizer import load_tokenizer
 
 __all__ = [
     "LoRAConfig",
@@ -37,6 +40,7 @@ __all__ = [
     "count_parameters",
     "load_adapted",
     "load_merged",
+    "load_model",
     "merge_lora",
     "merged_copy",
     "read_adapter",
@@ -79,6 +83,7 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
+        """By what the adapter's product is multiplied."""
         return self.alpha / self.rank
 
 
@@ -94,18 +99,32 @@ class LoRALinear(nn.Linear):
         self.lora_B = nn.Parameter(self.weight.new_zeros(self.out_features, config.rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in_features) to (..., out_features), with what the adapter adds unless it is off."""
+        """Map inputs to outputs, with what the adapter adds unless it is off.
+
+        Args:
+            x: (..., in_features).
+        Returns:
+            (..., out_features).
+        """
         y = super().forward(x)
         return y + self.config.scale * F.linear(F.linear(x, self.lora_A), self.lora_B) if self.on else y
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
-    """The layers that have an adapter, by name; none in a plain model."""
+    """Find the layers that have an adapter, by name; a plain model has none.
+
+    Args:
+        model: any.
+    """
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """How many numbers are trained, and how many there are."""
+    """Count the numbers of a model that are trained, and all of its numbers.
+
+    Args:
+        model: any.
+    """
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
@@ -142,11 +161,13 @@ def add_lora(model: GPT, config: LoRAConfig = LoRAConfig(), seed: int = 0) -> No
 
 @contextmanager
 def adapter_off(model: GPT) -> Iterator[None]:
-    """Within it the model computes without its adapter: as the one that the adapter was added to.
+    """Switch the adapter off inside this context, so that the model computes as before it was added.
 
     That is DPO's reference if the adapter was new when DPO began. If it was fine-tuned before, the model without it has
     lost the fine-tuning too and is the wrong reference: merge it first, and add a new one.
 
+    Args:
+        model: has an adapter.
     Raises:
         InputError: there is no adapter.
 
@@ -168,7 +189,7 @@ def adapter_off(model: GPT) -> Iterator[None]:
 
 @torch.no_grad()
 def merge_lora(model: GPT) -> dict[str, LoRALinear]:
-    """Add the adapter's product to the weights: a plain model again, all of it trainable, that computes the same.
+    """Add the adapter's product to the weights, so that a plain, trainable model computes the same.
 
     Args:
         model: changed in place.
@@ -195,7 +216,12 @@ def merge_lora(model: GPT) -> dict[str, LoRALinear]:
 
 
 def unmerge_lora(model: GPT, adapter: dict[str, LoRALinear]) -> None:
-    """Put back what ``merge_lora`` returned: the model is as it was, to the last bit."""
+    """Undo ``merge_lora``: the model is as it was, to the last bit.
+
+    Args:
+        model: changed in place.
+        adapter: what ``merge_lora`` returned.
+    """
     model.requires_grad_(False)
     for name, layer in adapter.items():
         layer.lora_A.requires_grad_()
@@ -204,7 +230,7 @@ def unmerge_lora(model: GPT, adapter: dict[str, LoRALinear]) -> None:
 
 
 def merged_copy(model: GPT, state: dict[str, Tensor] | None = None) -> GPT:
-    """A plain model with the adapter, if there is one, merged; it shares all other weights with the given one.
+    """Make a plain model, with the adapter merged if there is one, that shares all other weights with the given one.
 
     Args:
         model: stays as it is.
@@ -230,7 +256,7 @@ def merged_copy(model: GPT, state: dict[str, Tensor] | None = None) -> GPT:
 
 
 def save_adapter(model: GPT, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
-    """Write the adapter alone, and which model it belongs to.
+    """Write the adapter alone, with the name of the model that it belongs to.
 
     Args:
         model: has an adapter, and should come from ``from_pretrained``.
@@ -263,7 +289,7 @@ def save_adapter(model: GPT, folder: str | Path, state: dict[str, Tensor] | None
 
 
 def load_adapted(folder: str | Path, base: GPT | None = None) -> GPT:
-    """The model that an adapter belongs to, with the adapter.
+    """Load the model that an adapter belongs to, with the adapter.
 
     Args:
         folder: written by ``save_adapter`` or PEFT.
@@ -297,8 +323,10 @@ def load_adapted(folder: str | Path, base: GPT | None = None) -> GPT:
 
 
 def load_merged(name_or_path: str | Path) -> GPT:
-    """``GPT.from_pretrained``, which here takes an adapter's folder, too, for its model with the adapter merged.
+    """Load a model as ``GPT.from_pretrained`` does, or an adapter's model with the adapter merged.
 
+    Args:
+        name_or_path: as of ``GPT.from_pretrained``, or the folder of an adapter.
     Raises:
         InputError: it cannot be loaded.
 
@@ -313,9 +341,31 @@ def load_merged(name_or_path: str | Path) -> GPT:
     return model
 
 
-def read_adapter(model: GPT, folder: str | Path) -> dict[str, Tensor]:
-    """The tensors in an adapter's folder, under our names, for a model that has an adapter of the same shape.
+def load_model(name_or_path: str | Path) -> tuple[GPT, tiktoken.Encoding]:
+    """Load a model and its tokenizer, the first two arguments of ``DPOTrainer`` and of ``generate``.
 
+    Args:
+        name_or_path: as of ``load_merged``.
+    Returns:
+        The model, on the best device here, and its tokenizer.
+    Raises:
+        InputError: one of the two cannot be loaded.
+
+    >>> model, encoding = load_model("pocket")
+    >>> model.config.vocab_size == encoding.n_vocab
+    True
+    """
+    model = load_merged(name_or_path)
+    encoding = load_tokenizer(model.config.tokenizer)  # before the model is moved: a name may be unknown
+    return model.to(best_device()), encoding
+
+
+def read_adapter(model: GPT, folder: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of an adapter's folder, under our names.
+
+    Args:
+        model: has an adapter of the same shape.
+        folder: written by ``save_adapter`` or PEFT.
     Raises:
         InputError: a file is missing or damaged, or does not fit the model.
     """

@@ -1,4 +1,4 @@
-"""Byte-pair encoding learned from words: how the pocket vocabulary was made."""
+"""Byte-pair encoding learned from words, which made the pocket vocabulary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rebuild the shipped pocket model: vocabulary, training in two stages, samples, model card.
+"""The making of the shipped pocket model: vocabulary, training in two stages, samples, model card.
 
 Run as ``python -m dpo_core pocket --output FOLDER``. The same seed and machine give the same files.
 """
@@ -56,11 +56,16 @@ class PocketRecipe:
 
 
 def dialogue_text(dialogue: Dialogue) -> str:
+    """Join a dialogue's prompt and answer into the text to train on."""
     return dialogue.prompt + boundary(dialogue.prompt, dialogue.answer) + dialogue.answer
 
 
 def learn_vocabulary(recipe: PocketRecipe) -> dict[bytes, int]:
-    """Byte-pair ranks from the words of many dialogues; the last id is left to the end-of-text token."""
+    """Learn byte-pair ranks from the words of many dialogues; the last id is left to the end-of-text token.
+
+    Args:
+        recipe: how many dialogues, and how many tokens.
+    """
     words: Counter[str] = Counter()
     for dialogue in itertools.islice(dialogues(0), recipe.vocabulary_dialogues):  # one vocabulary for all seeds
         words.update(regex.findall(WORD_PATTERN, dialogue_text(dialogue)))
@@ -68,7 +73,14 @@ def learn_vocabulary(recipe: PocketRecipe) -> dict[bytes, int]:
 
 
 def documents(encoding: tiktoken.Encoding, seed: int, count: int, habits: bool) -> list[Document]:
-    """Dialogues as token ids, each closed by the end-of-text token."""
+    """Encode dialogues as token ids, each closed by the end-of-text token.
+
+    Args:
+        encoding: of the model.
+        seed: of the dialogues.
+        count: how many.
+        habits: as in ``dialogues``.
+    """
     return [
         Document([*encoding.encode_ordinary(dialogue_text(d)), encoding.eot_token])
         for d in itertools.islice(dialogues(seed, habits=habits), count)
@@ -110,7 +122,7 @@ def build_pocket(recipe: PocketRecipe, folder: Path, progress: bool = True) -> d
 
 
 def _learn(model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecipe, habits: bool, progress: bool) -> dict:
-    """One stage of the training, and what to record of it; the fresh dialogues are of the stage's own mixture."""
+    """Train one stage, and say what to record of it; the fresh dialogues are of the stage's own mixture."""
     training, count = (recipe.habits, recipe.habit_dialogues) if habits else (recipe.school, recipe.school_dialogues)
     train = documents(encoding, recipe.seed + (11 if habits else 1), count, habits)
     losses = train_lm(model, train, training, progress)
@@ -129,6 +141,15 @@ def finish_pocket(model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecipe,
     A model this small leaves a little probability to every wrong word, and in a sentence of fifteen words that adds up.
     Scaling the final norm scales all logits, so that temperature 1 of the shipped model is a lower temperature of the
     trained one. Prompts for the choice and for the measurement are different ones.
+
+    Args:
+        model: trained; changed in place.
+        encoding: of the model.
+        recipe: of the model.
+        record: of the training.
+        folder: gets the model, its record and its card.
+    Returns:
+        The record with what was measured.
     """
     norm = {name: tensor.clone() for name, tensor in model.ln_f.state_dict().items()}
     for sharpness in SHARPNESS:
@@ -152,7 +173,14 @@ def finish_pocket(model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecipe,
 
 @torch.no_grad()
 def validation_loss(model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecipe, habits: bool) -> float:
-    """Nats per token of fresh dialogues."""
+    """Compute the loss of fresh dialogues, in nats per token.
+
+    Args:
+        model: to measure.
+        encoding: of the model.
+        recipe: how many dialogues, and their seed.
+        habits: as in ``dialogues``.
+    """
     held_back = documents(encoding, recipe.seed + 2, recipe.validation_dialogues, habits)
     sums = [language_model_loss(model, held_back[i : i + 50]) for i in range(0, len(held_back), 50)]
     return float(sum(loss for loss, _ in sums)) / sum(count for _, count in sums)
@@ -161,7 +189,16 @@ def validation_loss(model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecip
 def sample_quality(
     model: GPT, encoding: tiktoken.Encoding, recipe: PocketRecipe, seed: int
 ) -> tuple[float, float, list[dict[str, str]]]:
-    """Answers at temperature 1: shares that the judge can parse and that ended by themselves, and the texts."""
+    """Sample answers at temperature 1, and measure how well formed they are.
+
+    Args:
+        model: who answers.
+        encoding: of the model.
+        recipe: how many answers, and the seed of the sampling.
+        seed: of the questions.
+    Returns:
+        The share that the judge can parse, the share that ended by itself, and the texts.
+    """
     asked = [d.prompt for d in itertools.islice(dialogues(seed, habits=True), recipe.samples)]
     answers = generate(model, encoding, asked, max_new_tokens=200, seed=recipe.seed)
     judge = PocketJudge()

@@ -33,12 +33,12 @@ class Dialogue:
 
 
 def _some(rng: random.Random, things: Sequence[Any], count: int) -> list[Any]:
-    """Some of them, in their order."""
+    """Draw some things, and keep their order."""
     return [things[i] for i in sorted(rng.sample(range(len(things)), count))]
 
 
 def state_facts(rng: random.Random, topic: Topic, least: int, most: int) -> list[str]:
-    """Different facts of a topic, in the order of its file and in one voice: always the first wordings, say.
+    """Draw different facts of a topic, in the order of its file and in one voice: always the first wordings, say.
 
     What goes on as it began is easier for a small model to learn than any fact in any wording after any other.
 
@@ -70,7 +70,7 @@ def _say(rng: random.Random, kind: str, count: int = 1) -> list[str]:
 
 
 def _run_together(sentences: list[str]) -> str:
-    """Sentences without capitals at their start, commas or full stops; 3.14 and 1/6 stay what they are."""
+    """Join sentences without capitals at their start, commas or full stops; 3.14 and 1/6 stay what they are."""
     return " ".join(re.sub(r"[.,!?](?!\d)", "", text[0].lower() + text[1:]) for text in sentences)
 
 
@@ -215,7 +215,7 @@ def _answer(rng: random.Random, question: Question, style: str) -> str:
 
 
 def _typed(rng: random.Random, text: str) -> str:
-    """People leave out the full stop, or the capital."""
+    """Type a question as people do, who leave out the full stop, or the capital."""
     if rng.random() < 0.2:
         text = text.rstrip(".?")
     return text[0].lower() + text[1:] if rng.random() < 0.1 else text
@@ -233,7 +233,7 @@ def _pick(rng: random.Random, held_out: bool | None) -> Question:
 
 
 def dialogues(seed: int, held_out: bool | None = None, habits: bool = False) -> Iterator[Dialogue]:
-    """Endless dialogues in mixed styles.
+    """Yield endless dialogues in mixed styles.
 
     Args:
         seed: the same seed gives the same dialogues.
@@ -258,7 +258,7 @@ def _held_out_sentences() -> tuple[str, ...]:
 
 
 def _few_facts(rng: random.Random, about: Topic | UnsafeRequest) -> Topic | UnsafeRequest:
-    """The same matter with so little known about it that all answers say much the same."""
+    """Reduce what is known about a matter so far that all answers say much the same."""
     if isinstance(about, UnsafeRequest):
         return replace(about, refusals=(rng.choice(about.refusals),), offers=(rng.choice(about.offers),))
     listing = about.listing
@@ -276,7 +276,7 @@ def preference_pairs(
     longer_chosen: float | None = None,
     contrast: bool = False,
 ) -> list[PreferencePair]:
-    """Pairs of a better and a worse answer by the judge; held-out topics occur nowhere in them.
+    """Draw pairs of a better and a worse answer by the judge; held-out topics occur nowhere in them.
 
     Args:
         count: how many.

@@ -1,4 +1,4 @@
-"""Two models answer the same questions, and the judge marks the answers."""
+"""An exam: two models answer the same questions, and the judge marks the answers."""
 
 from __future__ import annotations
 

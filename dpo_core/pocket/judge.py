@@ -104,7 +104,7 @@ class _Index:
         return self
 
     def parse(self, text: str) -> Iterable[list[Unit] | None]:
-        """Known sentences in order, each as its possible meanings; None for each word of no known sentence."""
+        """Yield known sentences in order, each as its possible meanings; None for each word of no known sentence."""
         words, at = _words(text), 0
         while at < len(words):
             for length in self.lengths.get(words[at], ()):
@@ -147,7 +147,7 @@ def _asked() -> dict[tuple[str, ...], Question]:
 
 
 class PocketJudge:
-    """Scores an answer by what it says.
+    """A judge who scores an answer by what it says.
 
     Args:
         weights: what features earn; the default is the truth of the world, others make a flawed judge.
@@ -161,11 +161,15 @@ class PocketJudge:
         self.weights = weights or RewardWeights()
 
     def knows(self, prompt: str) -> bool:
-        """Whether it is a question of the world, about which there is truth."""
+        """Tell whether a prompt is a question of the world, about which there is truth.
+
+        Args:
+            prompt: any text.
+        """
         return _words(prompt) in _asked()
 
     def features(self, prompt: str, answer: str) -> Features:
-        """What there is in an answer to a prompt.
+        """Find what the judge sees in an answer to a prompt.
 
         Args:
             prompt: a question of the world; to any other, no fact is right or wrong.
@@ -218,7 +222,12 @@ class PocketJudge:
         )
 
     def score(self, prompt: str, answer: str) -> float:
-        """The reward of one answer; about 4 for a good one, below 0 for a bad one."""
+        """Compute the reward of one answer; about 4 for a good one, below 0 for a bad one.
+
+        Args:
+            prompt: as in ``features``.
+            answer: any text.
+        """
         seen = self.features(prompt, answer)
         total = sum(getattr(self.weights, f.name) * getattr(seen, f.name) for f in fields(RewardWeights))
         return round(total, 6)
@@ -226,12 +235,17 @@ class PocketJudge:
     def prefers(
         self, prompt: str, first: str, second: str, noise: float = 0.0, rng: random.Random | None = None
     ) -> int:
-        """Which of two answers is better: 1 the first, -1 the second, 0 a tie.
+        """Choose the better of two answers.
 
         Args:
+            prompt: what was asked.
+            first: one answer.
+            second: the other.
             noise: the temperature of a Bradley-Terry choice: P(first) = sigmoid(reward difference / noise);
                 0 always takes the better one.
             rng: where the choice is drawn from; needed with noise.
+        Returns:
+            1 for the first, -1 for the second, 0 for a tie.
         """
         gap = self.score(prompt, first) - self.score(prompt, second)
         if noise == 0:
@@ -241,7 +255,7 @@ class PocketJudge:
 
 
 def _longest_rise(order: Sequence[int]) -> int:
-    """Length of the longest increasing subsequence: how much of the order is right.
+    """Measure the longest increasing subsequence: how much of the order is right.
 
     >>> _longest_rise([0, 3, 1, 2])
     3

@@ -69,7 +69,11 @@ SENTENCE = re.compile(r"^[A-Z0-9][^\n:;\"“”]*[.!?]$")
 
 
 def problems(data: dict) -> list[str]:
-    """What is wrong with one subject's data; an empty list if nothing is."""
+    """List what is wrong with one subject's data; nothing if all is well.
+
+    Args:
+        data: of a file in ``knowledge/``.
+    """
     out = []
 
     def sentence(where: str, text: str, longest: int = 24) -> None:
@@ -142,7 +146,7 @@ def _topic(subject: str, raw: dict) -> Topic:
 
 @lru_cache(maxsize=1)
 def load_world() -> World:
-    """Everything the pocket world knows.
+    """Load everything that the pocket world knows.
 
     >>> world = load_world()
     >>> len(world.topics) >= 150 and len(world.unsafe) >= 30
@@ -166,7 +170,7 @@ def load_world() -> World:
 
 @lru_cache(maxsize=1)
 def phrases() -> dict[str, tuple[str, ...]]:
-    """Sentences without content, by kind: openers, closers, rude ones, filler, needless refusals."""
+    """Load the sentences without content, by kind: openers, closers, rude ones, filler, needless refusals."""
     text = (resources.files("dpo_core.pocket") / "phrases.json").read_text(encoding="utf-8")
     return {kind: tuple(lines) for kind, lines in json.loads(text).items()}
 
@@ -181,6 +185,7 @@ class Question:
 
     @property
     def kind(self) -> str:
+        """What the question wants: ``topic``, ``list`` or ``unsafe``."""
         if isinstance(self.about, UnsafeRequest):
             return "unsafe"
         return "list" if self.wants_list else "topic"
@@ -197,7 +202,7 @@ class Question:
 
 @lru_cache
 def questions(held_out: bool | None = None) -> tuple[Question, ...]:
-    """Every question of the world.
+    """List every question of the world.
 
     Args:
         held_out: only those about held-out (True) or about other (False) matters; all if None.

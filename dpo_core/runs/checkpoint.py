@@ -1,4 +1,4 @@
-"""Folders of a training run: checkpoints and caches that are whole or not there, and stops that cut no update in half.
+"""The files of a run: checkpoints, the final model and caches, each whole or not there; and Ctrl-C between two steps.
 
 A checkpoint holds the model in Hugging Face layout (with LoRA the adapter alone), ``optimizer.safetensors`` and
 ``trainer.json``: the step, from which the order of the pairs follows, settings, history, sums and the scaler. No random
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -31,12 +30,10 @@ from torch import Tensor
 from dpo_core.data import EncodedPair
 from dpo_core.errors import InputError
 from dpo_core.formats.files import NamedLock, atomic_write, read_json, read_tensors, reason, sync
-from dpo_core.formats.hf_tokenizer import save_tokenizer
 from dpo_core.methods.lora import adapters, merged_copy, read_adapter, save_adapter
 from dpo_core.metrics import History
-from dpo_core.model import GPT
+from dpo_core.model import GPT, write_tokenizer
 from dpo_core.runs.processes import any_rank, rank, scatter_like, whole_on_first
-from dpo_core.tokenizer import load_tokenizer, vocabulary_of
 
 __all__ = [
     "cached",
@@ -57,15 +54,15 @@ __all__ = [
     "write_json",
 ]
 
-log = logging.getLogger(__name__)
-
 KEPT = 2
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW, for each parameter
 
 
 def writable_folder(path: str | Path) -> Path:
-    """The folder, made if it is missing and tried by writing to it.
+    """Make a folder if it is missing, and try whether it can be written to.
 
+    Args:
+        path: of the folder.
     Raises:
         InputError: nothing can be written there.
     """
@@ -79,13 +76,14 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write an object as JSON, whole or not at all."""
     with atomic_write(file) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def folder_lock(run: Path | None) -> Iterator[None]:
-    """Keep every other process from training in the folder.
+    """Keep every other process from training in the folder, inside this context.
 
     Args:
         run: the folder; without one nothing is locked. Of several processes that work together the first one asks.
@@ -112,13 +110,13 @@ def folder_lock(run: Path | None) -> Iterator[None]:
 
 
 def trainable_state(model: GPT) -> dict[str, Tensor]:
-    """Select the weights that training changes: all, or those of the adapter if there is one; no copies."""
+    """Select the weights that training changes, without copying them: all, or those of the adapter if there is one."""
     state = model.state_dict()
     return {name: tensor for name, tensor in state.items() if ".lora_" in name} if adapters(model) else state
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """List the complete checkpoints of a run, oldest first."""
     found = [
         (re.fullmatch(r"step-(\d+)(\.old)?", folder.name), folder) for folder in (run / "checkpoints").glob("step-*")
     ]
@@ -134,7 +132,7 @@ def save_checkpoint(
     state: dict[str, Any],
     best: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Write a checkpoint under another name, rename it when it is on the disk, and remove all but the last two.
+    """Write a checkpoint, whole or not at all, and remove all but the last two.
 
     Args:
         run: folder of the run.
@@ -186,7 +184,7 @@ def save_checkpoint(
 
 
 def remove_checkpoints(folders: Sequence[Path]) -> None:
-    """Remove checkpoints, of which none is ever there in part; of several processes the first one does it."""
+    """Remove checkpoints so that none is ever there in part; of several processes the first one does it."""
     for folder in folders if rank() == 0 else ():
         with suppress(OSError):  # what is half removed must not pass for a checkpoint
             os.replace(folder, partial := folder.with_name("partial"))
@@ -194,15 +192,15 @@ def remove_checkpoints(folders: Sequence[Path]) -> None:
 
 
 def save_final(run: Path, model: GPT, history: History) -> None:
-    """Write ``run/final``, an adapter merged, ``run/adapter``, if there is one, and ``run/history.jsonl``.
+    """Write the trained model, its adapter if there is one, and the history into the folder of a run.
 
+    ``run/final`` holds the model with an adapter merged, ``run/adapter`` the adapter alone.
     ``final/training.json`` keeps what ``run/config.json`` says, which the next training in this folder overwrites.
     """
     weights = whole_on_first(model.state_dict())
     if rank() == 0:
         with delayed_interrupt():  # it takes a moment, and half of it would be no use
-            record = read_json(run / "config.json")
-            save_trained(model, run / "final", run / "adapter", record, weights)
+            save_trained(model, run / "final", run / "adapter", read_json(run / "config.json"), weights)
             with atomic_write(run / "history.jsonl") as partial:
                 history.to_jsonl(partial)
             sync(run)
@@ -212,13 +210,12 @@ def save_final(run: Path, model: GPT, history: History) -> None:
 def save_trained(
     model: GPT, folder: Path, adapter: Path, record: dict[str, Any], weights: dict[str, Tensor] | None = None
 ) -> None:
-    """Write a model, its adapter merged, and if there is one the adapter alone; an earlier training's is removed.
+    """Write a model with its adapter merged, and the adapter alone if there is one, in place of an earlier one.
 
     Args:
         model: as it was trained.
-        folder: gets the model, ``training.json``, and a tokenizer that transformers opens, if the encoding is ours.
-        adapter: gets the adapter alone.
-        record: of the training; its ``form`` is that of the prompts, which the tokenizer's chat template takes over.
+        folder: gets the model, the record as ``training.json``, and a tokenizer; ``adapter`` the adapter alone.
+        record: of the training; its ``form`` is that of the tokenizer's chat template.
         weights: to write instead of the model's own.
     """
     merged_copy(model, weights).save_pretrained(folder)
@@ -226,19 +223,14 @@ def save_trained(
     if adapters(model):
         save_adapter(model, adapter, weights)
     write_json(folder / "training.json", record)
-    known = vocabulary_of(model.config.tokenizer)
-    if known and known[0] < model.config.vocab_size:
-        try:
-            encoding = load_tokenizer(model.config.tokenizer)
-        except InputError as error:  # no network: the model is there, and that is what counts
-            log.warning("%s: has no tokenizer for other programs (%s)", folder, error)
-            return
-        save_tokenizer(encoding, folder, model.config.n_positions, record.get("form", "plain"))
+    write_tokenizer(model.config, folder, record.get("form", "plain"))
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The ``state`` that the trainer gave ``save_checkpoint``.
+    """Read the ``state`` that ``save_checkpoint`` was given.
 
+    Args:
+        folder: of the checkpoint.
     Raises:
         InputError: the file is damaged.
     """
@@ -260,7 +252,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def _sums(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Those of ``MetricSums``; an earlier version had one count for all."""
+    """Read the sums of ``MetricSums``; an earlier version had one count for all."""
     sums, counts = found.get("sums"), found.get("counts", found.get("count"))
     if isinstance(counts, int) and isinstance(sums, dict):
         counts = dict.fromkeys(sums, counts)
@@ -284,7 +276,7 @@ def kept_precision(run: Path) -> str | None:
 
 
 def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.AdamW, stepped: bool) -> None:
-    """Put weights and moments of a checkpoint into model and optimizer.
+    """Load weights and moments of a checkpoint into model and optimizer.
 
     Args:
         folder: of the checkpoint.
@@ -320,8 +312,11 @@ def _scattered(weights: dict[str, Tensor], model: GPT) -> dict[str, Tensor]:
 
 
 def load_best(folder: Path, model: GPT) -> dict[str, Tensor] | None:
-    """The ``best`` that ``save_checkpoint`` was given, for the model.
+    """Load the ``best`` that ``save_checkpoint`` was given, for this model; None if it was given none.
 
+    Args:
+        folder: of the checkpoint.
+        model: gets the weights later.
     Raises:
         InputError: the file is damaged.
     """
@@ -343,7 +338,7 @@ def _damaged(folder: Path, error: Exception) -> InputError:
 
 
 def fingerprint(model: GPT, sets: Iterable[Iterable[EncodedPair]], settings: Any) -> str:
-    """A key of weights, data and settings: what was computed from them is stale as soon as it differs."""
+    """Compute a key of weights, data and settings: what was computed under another key is stale."""
     digest = hashlib.sha256(repr(settings).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy())
@@ -355,7 +350,12 @@ def fingerprint(model: GPT, sets: Iterable[Iterable[EncodedPair]], settings: Any
 
 
 def cached(file: Path | None, key: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What ``compute`` returns, from the file if it was written under the same key.
+    """Load tensors that were stored under the same key, or compute and store them.
+
+    Args:
+        file: where they are stored; nowhere if None.
+        key: of what they follow from.
+        compute: gives them by name.
 
     >>> cached(None, "key", lambda: {"one": torch.ones(1)})
     {'one': tensor([1.])}
@@ -376,7 +376,7 @@ def cached(file: Path | None, key: str, compute: Callable[[], dict[str, Tensor]]
 
 @contextmanager
 def delayed_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, to be looked at between two steps; a second one interrupts at once.
+    """Turn Ctrl-C into an event, to be looked at between two steps; a second Ctrl-C interrupts at once.
 
     >>> with delayed_interrupt() as interrupted:
     ...     signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""What ``DPOTrainer`` refuses: models, folders and checkpoints that do not fit, and a step that is not finite."""
+"""The checks of ``DPOTrainer``: models, folders and checkpoints that fit, and steps that are finite."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHANGEABLE = ("steps", "learning_rate", "patience", "save_every", "save_minutes"
 
 
 def check_folder(output: Path, start: str) -> None:
-    """Whether a run may write there.
+    """Refuse a folder in which a run would mix with a model's files.
 
     Args:
         output: the run's folder.
@@ -40,8 +40,12 @@ def check_folder(output: Path, start: str) -> None:
 
 
 def check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> None:
-    """Whether a model can be trained with these settings.
+    """Refuse a model that cannot be trained with these settings.
 
+    Args:
+        model: to be trained.
+        encoding: its tokenizer.
+        config: the settings, resolved or not.
     Raises:
         InputError: it has dropout, is not in float32 or all frozen, its adapter or encoding does not fit, the length is
             more than it has positions, or there are more processes than pairs in a step.
@@ -77,7 +81,7 @@ def check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> N
 
 
 def check_resumable(folder: Path, state: dict[str, Any], config: DPOConfig, precision: str, key: str) -> None:
-    """Whether a run with these settings goes on from a checkpoint.
+    """Refuse a checkpoint from which a run with these settings cannot go on.
 
     Args:
         folder: the checkpoint, for the message.
@@ -127,7 +131,7 @@ def check_start(metrics: dict[str, Tensor], precision: str) -> None:
 
 
 def not_finite(step: int, pairs: Sequence[PreferencePair], saved: str) -> InputError:
-    """The error of a step whose loss or gradient is not finite.
+    """Make the error of a step whose loss or gradient is not finite.
 
     Args:
         step: its number.

@@ -1,4 +1,4 @@
-"""Several processes, one training: ``torchrun --nproc-per-node 2 -m dpo_core train ...``.
+"""Training in several processes: ``torchrun --nproc-per-node 2 -m dpo_core train ...``.
 
 A step takes the same pairs however many processes share them, so losses, metrics and weights are those of one process.
 The work is torch's: DDP (Li et al. 2020, arXiv:2006.15704) keeps the model whole in each process and averages the
@@ -55,7 +55,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number this process among them; number 0 prints and writes."""
+    """Return the number of this process among them; number 0 prints and writes."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -81,7 +81,11 @@ def process_group() -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """Print an error; of several processes that fail alike, the first one that comes here does."""
+    """Print an error once, even if several processes fail alike.
+
+    Args:
+        message: without the word "error".
+    """
     if launched() and not _first_to_say(message):
         return
     print(f"error: {message}", file=sys.stderr)
@@ -97,7 +101,10 @@ def _first_to_say(message: str) -> bool:
 
 
 def any_rank(flag: bool) -> bool:
-    """Tell whether the flag is set in any process; all have to call it, and wait for each other.
+    """Tell whether the flag is set in any process; every process has to call this, and they wait for each other.
+
+    Args:
+        flag: of this process.
 
     >>> any_rank(True), any_rank(False)
     (True, False)
@@ -106,7 +113,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def _gather(rows: Tensor) -> Tensor:
-    """Join what the processes have, in the order in which ``Processes.share`` deals out: one row of each in turn."""
+    """Join the rows of all processes in the order in which ``Processes.share`` deals out: one row of each in turn."""
     if world_size() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(world_size())]
@@ -125,6 +132,12 @@ class PairForward(nn.Module):
         self.model = model
 
     def forward(self, batch: PreferenceBatch, *args: Any) -> tuple[Tensor, Tensor]:
+        """Compute ``pair_logps`` of a batch.
+
+        Args:
+            batch: of this process.
+            args: its further arguments.
+        """
         return pair_logps(self.model, batch, *args)
 
 
@@ -170,7 +183,11 @@ class Processes:
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """Pick this process's items, as many as each other one has: where they run out, the first come again."""
+        """Pick this process's items; each process gets equally many, the first ones again where they run out.
+
+        Args:
+            items: the same in each process.
+        """
         each = -(-len(items) // self.count)
         return [items[i % len(items)] for i in range(self.rank, each * self.count, self.count)]
 
@@ -183,9 +200,12 @@ class Processes:
         return len(range(self.rank, total, self.count))
 
     def passes(self, groups: Sequence[T]) -> Iterator[T]:
-        """Go through a step's passes; DDP adds the gradients of the processes up in the last one alone.
+        """Yield a step's passes one by one; DDP adds up the gradients of the processes in the last one alone.
 
-        FSDP2 does it in each, to keep its room.
+        FSDP2 does so in each, to save memory.
+
+        Args:
+            groups: the passes.
         """
         for number, group in enumerate(groups, start=1):
             ddp = isinstance(self.model, DistributedDataParallel)
@@ -193,7 +213,7 @@ class Processes:
                 yield group
 
     def gather(self, rows: Tensor, total: int) -> Tensor:
-        """Join what the processes computed, in the order of all items; in each process the same.
+        """Join the rows that the processes computed, in the order of all items; each process gets all of them.
 
         Args:
             rows: (n, ...) without gradient, one row for each item of ``share``, or for each that is ``owned``.
@@ -209,6 +229,9 @@ class Processes:
     def clip(self, parameters: Iterable[Tensor], longest: float) -> float:
         """Shorten the gradient of all parameters together.
 
+        Args:
+            parameters: those that are trained.
+            longest: norm that it may have.
         Returns:
             Its norm before.
         """
@@ -216,13 +239,15 @@ class Processes:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that FSDP2 may have spread; all processes have to call it."""
+    """Assemble a tensor that FSDP2 may have spread; all processes have to call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def whole_on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring tensors that FSDP2 may have spread to process 0, whole and on the CPU; all have to call it.
+    """Bring tensors that FSDP2 may have spread to process 0, whole and on the CPU; all processes have to call it.
 
+    Args:
+        tensors: by name.
     Returns:
         Nothing in the other processes.
     """
@@ -235,13 +260,22 @@ def whole_on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def copy_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors to the CPU, or where FSDP2 spread them, since each process has but a part."""
+    """Copy tensors to the CPU; those that FSDP2 spread are copied where they are, in parts.
+
+    Args:
+        tensors: by name.
+    """
     spread_out = world_size() > 1 and any(hasattr(tensor, "full_tensor") for tensor in tensors.values())
     return {name: t.detach().clone() if spread_out else t.to("cpu", copy=True) for name, t in tensors.items()}
 
 
 def scatter_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Spread a whole tensor, the same in each process, as FSDP2 has spread another one, if it has."""
+    """Spread a tensor over the processes as FSDP2 has spread another one, if it has.
+
+    Args:
+        tensor: whole, and the same in each process.
+        like: the other one.
+    """
     if world_size() == 1:
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor

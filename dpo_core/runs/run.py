@@ -1,4 +1,4 @@
-"""A training's folder, for the trainer: what is written there, what can go on from there, and who may use it."""
+"""The folder of a training: what is written there, what a run can go on from, and who may use it."""
 
 from __future__ import annotations
 
@@ -61,12 +61,18 @@ class Run:
         self.written = 0  # rows in history.jsonl
 
     def asked_precision(self, asked: str) -> str:
-        """Hold a run that decided for itself to what it decided then, also on another machine."""
+        """Hold a resumed run of precision "auto" to what it chose at first, even on another machine.
+
+        Args:
+            asked: the setting.
+        Returns:
+            The setting, or what was chosen.
+        """
         kept = kept_precision(self.folder) if self.folder and asked == "auto" else None
         return kept or asked
 
     def identify(self, config: DPOConfig, precision: str, key: str, form: str = "plain") -> None:
-        """Say what the run is, before the first of the methods below.
+        """Tell this object which run it serves; the methods below need that.
 
         Args:
             config: its settings, resolved.
@@ -78,7 +84,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out, inside this context.
+        """Keep other processes out of the folder, inside this context.
 
         Raises:
             InputError: another process trains there.
@@ -87,9 +93,13 @@ class Run:
             yield
 
     def cached_reference(self, device: torch.device, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Look the reference's log-probs up in the folder, or compute them and put them there.
+        """Load the reference's log-probs from the folder, or compute them and store them there.
 
         Numbers of another device or another share of the work are rounded otherwise, though the run is the same.
+
+        Args:
+            device: on which they are computed.
+            compute: gives them by name of the set.
         """
         file = self.folder and self.folder / "reference.safetensors"
         with self.locked():
@@ -98,7 +108,7 @@ class Run:
     def begin(
         self, resume: bool | Literal["auto"], fresh: bool, model: GPT, optimizer: torch.optim.AdamW
     ) -> tuple[dict[str, Any], dict[str, Tensor] | None] | None:
-        """Start in the folder, or put the last checkpoint into model and optimizer.
+        """Start a run in the folder, or load its last checkpoint into model and optimizer.
 
         Args:
             resume: go on from the last checkpoint; with "auto" only if there is one.
@@ -144,7 +154,11 @@ class Run:
         return state, best
 
     def write_history(self, history: History) -> None:
-        """Bring ``history.jsonl`` up to date, so that others can look on; where there is no room, with a warning."""
+        """Bring ``history.jsonl`` up to date, so that others can look on; a full disk only gives a warning.
+
+        Args:
+            history: all rows so far.
+        """
         if not self.folder or rank():
             return
         file, rows = self.folder / "history.jsonl", history.rows
@@ -160,7 +174,11 @@ class Run:
             warnings.warn(f"{file}: a row cannot be written ({reason(error)}); the training goes on", stacklevel=2)
 
     def save_due(self, step: int) -> bool:
-        """Tell whether to write a checkpoint after this step."""
+        """Tell whether to write a checkpoint after this step.
+
+        Args:
+            step: how many are done.
+        """
         return self.config.save_due(step, (time.monotonic() - self.saved) / 60)
 
     def save(
@@ -178,7 +196,7 @@ class Run:
             optimizer: as it is now.
             best: the weights of the best evaluation so far, if there is patience.
         Returns:
-            What became of the run, for people.
+            A sentence on where it is and how to go on from it.
         """
         if self.folder is None or optimizer is None:
             return "nothing was saved, as the run has no output folder"
@@ -188,6 +206,11 @@ class Run:
         return f"saved as {folder}, from where train(resume=True) goes on"
 
     def finish(self, model: GPT, history: History) -> None:
-        """Write the model and the rows."""
+        """Write the final model and the history.
+
+        Args:
+            model: as it is now.
+            history: all rows.
+        """
         if self.folder:
             save_final(self.folder, model, history)

@@ -1,1 +1,1 @@
-"""What is learned about a model: evaluation, diagnosis, what to watch, and a world small enough to be solved."""
+"""The study of a model: evaluation, diagnosis, what to watch, and a world small enough to be solved."""

@@ -1,11 +1,11 @@
-"""What ails a run, by its curves; ``dpo_core.study.setup_check`` looks before the first step.
+"""The diagnosis of a run by its curves; ``dpo_core.study.setup_check`` looks before the first step.
 
 Each rule is a small function that looks at the numbers and says what it saw, or nothing. ``MACHINERY`` holds the faults
 of the program; where one is found nothing else is said, since a curve drawn by a broken machine tells nothing about
 learning. ``LEARNING`` holds the faults of data and settings. Thresholds stand at the top, each with its reason.
 
-What no curve can tell: whether the labels are right. Pairs that are all labelled the wrong way round, the held-out ones
-too, are learned with the same fine curves. Only answers that are read or judged show that.
+No curve can tell whether the labels are right. Pairs that are all labelled the wrong way round, the held-out ones too,
+are learned with the same fine curves. Only reading or judging answers shows that.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FALL = 1.0  # nats: chosen answers are e times less likely than they were
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that ails a run, or with ``note`` something to know that needs no cure."""
+    """A fault of a run, or with ``note`` something to know that needs no cure."""
 
     name: str
     evidence: str
@@ -57,25 +57,41 @@ class Curves:
         self.history = history
 
     def end(self, name: str) -> float:
-        """The last value."""
+        """Return the last value of a metric.
+
+        Args:
+            name: of the metric.
+        """
         return self.history.column(name)[1][-1]
 
     def begin(self, name: str) -> float:
-        """The first value."""
+        """Return the first value of a metric.
+
+        Args:
+            name: of the metric.
+        """
         return self.history.column(name)[1][0]
 
     def late(self, name: str) -> float:
-        """The mean over the last third of the rows, as single rows of few pairs jump."""
+        """Average a metric over the last third of the rows, as single rows of few pairs jump.
+
+        Args:
+            name: of the metric.
+        """
         values = [row[name] for row in self.history.rows if name in row and row["step"] > 0]
         tail = values[-max(1, len(values) // 3) :]
         return sum(tail) / len(tail)
 
     def largest(self, *names: str) -> float:
-        """The largest absolute value of these metrics, of those that were logged."""
+        """Find the largest absolute value of several metrics, where they were logged.
+
+        Args:
+            names: of the metrics.
+        """
         return max(abs(row[name]) for row in self.history.rows for name in names if name in row)
 
     def distance(self) -> float:
-        """How far the policy went, in nats: by the KL on its samples or the log-ratio of chosen answers."""
+        """Measure how far the policy went, in nats: by the KL on its samples or the log-ratio of chosen answers."""
         names = self.names & {"kl/policy_ref", "eval_logps/chosen_delta"}
         return max(abs(self.end(name)) for name in names)
 
@@ -289,7 +305,7 @@ LEARNING: dict[str, Rule] = {
 
 
 def diagnose(history: History) -> list[Finding]:
-    """Name what ails a run by its curves.
+    """Name what is wrong with a run, by its curves.
 
     A rule needs its metrics: without held-out pairs or ``watch`` some keep silent, and silence is not health.
 

@@ -1,4 +1,4 @@
-"""What was won, and how sure that is: win rates, differences and divergence, each with its uncertainty."""
+"""Evaluation with its uncertainty: win rates, differences, and divergence from the reference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Difference", "WinRate", "paired_bootstrap", "parse_share", "sample_k
 
 
 def wilson_interval(wins: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a share, which stays inside [0, 1] and holds for small n (Wilson 1927).
+    """Compute the Wilson score interval of a share, which stays inside [0, 1] and holds for small n (Wilson 1927).
 
     It is the set of p for which the observed share is within z standard errors of p:
     (share + z²/2n ± z √(share (1 - share)/n + z²/4n²)) / (1 + z²/n).
@@ -71,7 +71,7 @@ class WinRate:
 
 
 def win_rate(scores_a: Sequence[float], scores_b: Sequence[float]) -> WinRate:
-    """How often A's answer scores above B's to the same prompt; ties count half.
+    """Compute how often A's answer scores above B's to the same prompt; ties count half.
 
     Args:
         scores_a: a judge's scores, one per prompt.
@@ -105,9 +105,9 @@ class Difference:
 
 
 def paired_bootstrap(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Difference:
-    """The mean of a - b with its 95 % percentile interval: prompts are drawn anew, with replacement (Efron 1979).
+    """Compute the mean of a - b with its 95 % percentile interval, by drawing prompts anew (Efron 1979).
 
-    Both scores of a prompt stay together, so what makes a prompt hard for both cancels.
+    Prompts are drawn with replacement. Both scores of a prompt stay together, so what makes it hard for both cancels.
 
     Args:
         a: one score per prompt.
@@ -139,7 +139,7 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], resamples: int = 10
 
 
 def parse_share(answers: Sequence[str], parses: Callable[[str], bool]) -> tuple[float, float, float]:
-    """The share of answers that a judge can read, with its 95 % Wilson interval: a check of form, not of merit.
+    """Compute the share of answers that a judge can read, with its 95 % Wilson interval: a check of form, not of merit.
 
     Args:
         answers: texts.
@@ -168,7 +168,7 @@ def sample_kl(
     seed: int = 0,
     batch_size: int = 16,
 ) -> tuple[float, float]:
-    """KL(policy || reference) of whole answers, estimated on the policy's own samples at temperature 1.
+    """Estimate KL(policy || reference) of whole answers on the policy's own samples at temperature 1.
 
     KL = E_{y ~ policy} Σ_t KL(policy(· | x, y_<t) || reference(· | x, y_<t)) by the chain rule. So each step of a
     sample adds the exact divergence over all tokens, not the log-ratio of the one that was drawn: the same mean,
@@ -207,7 +207,7 @@ def sample_kl(
 def answer_kl(
     policy: GPT, reference: GPT, encoding: tiktoken.Encoding, answers: Sequence[Generation], batch_size: int = 16
 ) -> Tensor:
-    """KL(policy || reference) summed along each of the policy's own answers; ``sample_kl`` is its mean.
+    """Sum KL(policy || reference) along each of the policy's own answers; ``sample_kl`` is its mean.
 
     Args:
         policy: who wrote the answers.
@@ -233,7 +233,7 @@ def answer_kl(
 def _answer_kl(
     policy: GPT, reference: GPT, samples: list[tuple[list[int], list[int]]], vocabulary: int, chunk: int = 1024
 ) -> Tensor:
-    """The divergence along each (prompt, answer), summed over the answer's tokens: (B,) float64."""
+    """Sum the divergence along each (prompt, answer) over the answer's tokens: (B,) float64."""
     texts = [prompt + answer[:-1] for prompt, answer in samples]  # nothing is predicted after the last token
     width = max(map(len, texts))
     ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=policy.device)  # (B, T)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dpo_core.errors import InputError
 from dpo_core.trainer import Callback, DPOTrainer
@@ -12,7 +13,7 @@ __all__ = ["REPORTS", "tensorboard", "wandb"]
 
 
 def tensorboard(folder: str | Path) -> Callback:
-    """Write rows for TensorBoard, which ``tensorboard --logdir FOLDER`` shows.
+    """Make a callback that writes rows for TensorBoard, which ``tensorboard --logdir FOLDER`` shows.
 
     Args:
         folder: of the run; its ``tensorboard`` folder gets them.
@@ -37,7 +38,9 @@ def tensorboard(folder: str | Path) -> Callback:
 
 
 def wandb(folder: str | Path) -> Callback:
-    """Send rows to Weights & Biases, as its own settings say (``wandb login``, ``WANDB_MODE=offline``).
+    """Make a callback that sends rows to Weights & Biases, as its own settings say (``WANDB_MODE=offline``).
+
+    Where a run of yours is open there, the rows are part of it, and it stays open.
 
     Args:
         folder: of the run, whose name the run bears there.
@@ -49,13 +52,16 @@ def wandb(folder: str | Path) -> Callback:
     except ImportError as error:
         raise InputError("wandb is not installed; pip install wandb") from error
 
+    begun: list[Any] = []
+
     def report(trainer: DPOTrainer, step: int, row: dict[str, float]) -> None:
         if trainer.processes.first:
             if library.run is None:
-                library.init(dir=str(folder), name=Path(folder).name, config=trainer.config.record())
+                settings = trainer.config.record()
+                begun.append(library.init(dir=str(folder), name=Path(folder).name, config=settings))
             library.log(_metrics(row), step=step)
-            if ends(trainer, step):  # or a second training in this process would go on in the first one's curves
-                library.finish()
+            if begun and _last(trainer, step):  # or the next training in this process would go on in these curves
+                begun.pop().finish()
 
     return report
 
@@ -64,7 +70,7 @@ def _metrics(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name != "step"}
 
 
-def ends(trainer: DPOTrainer, step: int) -> bool:
+def _last(trainer: DPOTrainer, step: int) -> bool:
     """Tell whether this row is the training's last; of callbacks that stop it, those that come later are not known."""
     config = trainer.config
     return (

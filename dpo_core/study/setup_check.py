@@ -19,7 +19,7 @@ from dpo_core.trainers.kto import LabelAudit
 
 __all__ = ["SETUP", "check_setup"]
 
-LABEL_LEAD = 2.0  # weight of one kind of labelled answers over the other; TRL asks for 1 to 4/3 on the desirable side
+LABEL_LEAD = 2.0  # weight of one kind of labelled answers over the other; beyond it the rarer one hardly counts
 LENGTH_LEAD = 0.65  # share of pairs: a rule that only counts tokens would beat many a reward model
 
 
@@ -132,7 +132,7 @@ SETUP: dict[str, tuple[Callable[[DPOTrainer], str | None], str]] = {
 
 
 def check_setup(trainer: DPOTrainer) -> list[Finding]:
-    """What can be known before the first step.
+    """Find what is wrong with a run before its first step.
 
     The constructor of ``DPOTrainer`` refuses what can never be right: dropout, half-precision weights, nothing to
     train, no pair left. This looks at the trainer as it stands now, so it sees what was changed since then, and it

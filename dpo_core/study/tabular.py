@@ -1,6 +1,6 @@
 """The exactly solvable world: a few prompts, a few answers to each, and a policy that is a table.
 
-All that the derivation of DPO speaks of can be computed here without sampling: the objective of RLHF, its optimum in
+All terms in the derivation of DPO can be computed here without sampling: the objective of RLHF, its optimum in
 closed form, the partition function, the preferences, the loss over all pairs. Tables are (X, Y), one row for each of X
 prompts, which count alike, and one column for each of its Y answers. Policy and reference are tables of
 log-probabilities in nats.
@@ -60,7 +60,7 @@ EXAMPLE = {  # answer: percent of the reference, true reward
 
 
 def example_world() -> TabularWorld:
-    """Three questions with five answers each, of which the reference rarely gives the best.
+    """Make a world of three questions with five answers each, of which the reference rarely gives the best.
 
     >>> world = example_world()
     >>> world.answers[1][int(world.reference[1].argmax())]
@@ -73,7 +73,12 @@ def example_world() -> TabularWorld:
 
 
 def random_world(prompts: int = 3, answers: int = 5, seed: int = 0) -> TabularWorld:
-    """X prompts with Y answers; reference logits and rewards are drawn from a standard normal distribution.
+    """Make a world of X prompts with Y answers, whose reference logits and rewards are standard normal.
+
+    Args:
+        prompts: X.
+        answers: Y.
+        seed: of the draw.
 
     >>> random_world(prompts=2, answers=4).rewards.shape
     torch.Size([2, 4])
@@ -85,7 +90,7 @@ def random_world(prompts: int = 3, answers: int = 5, seed: int = 0) -> TabularWo
 
 
 def kl_divergence(policy: Tensor, reference: Tensor) -> Tensor:
-    """KL(policy || reference): the mean log-ratio over the policy's own answers.
+    """Compute KL(policy || reference): the mean log-ratio over the policy's own answers.
 
     Args:
         policy, reference: (X, Y) log-probabilities.
@@ -102,7 +107,7 @@ def kl_divergence(policy: Tensor, reference: Tensor) -> Tensor:
 
 
 def total_variation(first: Tensor, second: Tensor) -> Tensor:
-    """The most by which two policies differ on any set of answers: half the sum of the differences.
+    """Compute the most by which two policies differ on any set of answers: half the sum of the differences.
 
     Args:
         first, second: (X, Y) log-probabilities.
@@ -119,7 +124,7 @@ def total_variation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def rlhf_objective(policy: Tensor, reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """What RLHF maximises: expected reward minus beta times the KL divergence (Rafailov et al. 2023, Eq. 3).
+    """Compute what RLHF maximises: mean reward minus beta times the KL divergence (Rafailov et al. 2023, Eq. 3).
 
     Args:
         policy, reference, rewards: (X, Y).
@@ -138,7 +143,7 @@ def rlhf_objective(policy: Tensor, reference: Tensor, rewards: Tensor, beta: flo
 
 
 def log_partition(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """log Z(x), with Z(x) the sum of ref(y|x) exp(r(x, y) / beta) over y (Rafailov et al. 2023, below Eq. 4).
+    """Compute log Z(x), Z(x) being the sum of ref(y|x) exp(r(x, y) / beta) over y (Rafailov et al. 2023, below Eq. 4).
 
     Args:
         reference, rewards: (X, Y).
@@ -156,7 +161,7 @@ def log_partition(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
 
 
 def optimal_policy(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """What maximises the objective: ref(y|x) exp(r(x, y) / beta) / Z(x) (Rafailov et al. 2023, Eq. 4).
+    """Compute what maximises the objective: ref(y|x) exp(r(x, y) / beta) / Z(x) (Rafailov et al. 2023, Eq. 4).
 
     Args:
         reference, rewards: (X, Y).
@@ -175,7 +180,7 @@ def optimal_policy(reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
 
 
 def implied_rewards(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """The rewards under which a policy is optimal, up to beta log Z(x): beta log(pi(y|x) / ref(y|x)).
+    """Compute rewards under which a policy is optimal, up to beta log Z(x): beta log(pi(y|x) / ref(y|x)).
 
     Rafailov et al. 2023, Eq. 5.
 
@@ -196,7 +201,7 @@ def implied_rewards(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
 
 
 def preference_probs(rewards: Tensor) -> Tensor:
-    """How often answer i is preferred to answer j: sigmoid(r_i - r_j) (Bradley and Terry 1952).
+    """Compute how often answer i is preferred to answer j: sigmoid(r_i - r_j) (Bradley and Terry 1952).
 
     Args:
         rewards: (X, Y).
@@ -211,7 +216,7 @@ def preference_probs(rewards: Tensor) -> Tensor:
 
 
 def deterministic(preferences: Tensor) -> Tensor:
-    """The same taste without noise: who wins more often wins always; a tie stays one half.
+    """Take the noise out of preferences: who wins more often wins always; a tie stays one half.
 
     Args:
         preferences: (X, Y, Y) shares.
@@ -228,7 +233,7 @@ def deterministic(preferences: Tensor) -> Tensor:
 def population_loss(
     policy: Tensor, reference: Tensor, preferences: Tensor, beta: float, weights: Tensor | None = None
 ) -> Tensor:
-    """The DPO loss of infinitely many labelled pairs: the mean over all pairs and both outcomes of each.
+    """Compute the DPO loss of infinitely many labelled pairs: the mean over all pairs and both outcomes of each.
 
     Args:
         policy, reference: (X, Y) log-probabilities.
@@ -252,7 +257,7 @@ def population_loss(
 
 
 def ascend(value: Callable[[Tensor], Tensor], start: Tensor, *, steps: int, lr: float) -> Tensor:
-    """Plain gradient ascent on the logits of a policy.
+    """Run plain gradient ascent on the logits of a policy.
 
     Args:
         value: from (X, Y) log-probabilities to what shall grow; summed if it is more than one number.
@@ -331,7 +336,7 @@ def fit_dpo(
 
 
 def reward_kl_frontier(reference: Tensor, rewards: Tensor, betas: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """What the optimal policies cost and earn; no policy has more reward at the same KL, and the slope is beta.
+    """Compute what the optimal policies cost in KL and earn; at their KL no policy earns more, and the slope is beta.
 
     Args:
         reference, rewards: (X, Y).
@@ -352,7 +357,7 @@ def reward_kl_frontier(reference: Tensor, rewards: Tensor, betas: Sequence[float
 
 
 def kl_ceiling(reference: Tensor, rewards: Tensor) -> Tensor:
-    """The divergence of a policy that gives only the best answer: minus the log of the reference's share of it.
+    """Compute the divergence of a policy that gives only the best answer: minus the log of the reference's share of it.
 
     The optimum goes there as beta goes to 0; DPO goes there at any beta if labels are certain and follow the
     rewards' order (Azar et al. 2023).
@@ -374,7 +379,7 @@ def kl_ceiling(reference: Tensor, rewards: Tensor) -> Tensor:
 
 
 def _shares(preferences: Tensor, weights: Tensor | None) -> Tensor:
-    """Share of all comparisons in which i is chosen and j rejected: (X, Y, Y), zero on the diagonal, summing to 1."""
+    """Compute the share of comparisons in which i is chosen and j rejected: (X, Y, Y), diagonal 0, summing to 1."""
     weights = torch.ones_like(preferences) if weights is None else weights
     _check(preferences, weights)
     same = torch.eye(preferences.shape[-1], dtype=torch.bool, device=preferences.device)

@@ -1,4 +1,4 @@
-"""What the loss does not see, measured while a model trains: whether weights move, and what the policy now writes."""
+"""What the loss does not see, measured while a model trains: whether weights move, and what the policy writes now."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ODD = 1e-3  # probability: of its own tokens, a reference writes about one in a 
 
 
 def watch(trainer: DPOTrainer, prompts: Sequence[str] = (), max_new_tokens: int = 120) -> Callback:
-    """Measure what the loss does not see, for ``trainer.train(callbacks=[...])``; some rules of ``diagnose`` need it.
+    """Make a callback that measures what the loss does not see; some rules of ``diagnose`` need it.
 
-    In every row ``weights/changed``, the share of the weights that differ from the start. In the rows of step 0 and of
+    In every row it adds ``weights/changed``, the share of weights that differ from the start. In rows of step 0 and of
     evaluations ``ended/chosen``, the share of chosen answers in training that have their end-of-text token, and
     ``eos/chosen``, the probability of that token where whole chosen answers end, held out and not cut. With prompts
     also ``kl/policy_ref`` in nats an answer, ``samples/length`` in tokens, ``samples/ended`` as a share, and
@@ -36,7 +36,7 @@ def watch(trainer: DPOTrainer, prompts: Sequence[str] = (), max_new_tokens: int 
         prompts: two or more, sampled at temperature 1; two dozen take a second or two each time.
         max_new_tokens: longest sample.
     Returns:
-        A callback that returns them.
+        A callback for ``trainer.train(callbacks=[...])``.
 
     >>> from dpo_core.formats.pairs import PreferencePair
     >>> from dpo_core.model import GPT
@@ -64,7 +64,7 @@ def watch(trainer: DPOTrainer, prompts: Sequence[str] = (), max_new_tokens: int 
 
 
 def _some_weights(model: torch.nn.Module, count: int = 4096) -> Tensor:
-    """Values of the trainable weights, evenly spaced over all of them."""
+    """Pick values of the trainable weights, evenly spaced over all of them."""
     parameters = [parameter.detach().flatten() for parameter in model.parameters() if parameter.requires_grad]
     stride = max(1, sum(map(len, parameters)) // count)
     return torch.cat([parameter[::stride].float() for parameter in parameters])
@@ -80,7 +80,7 @@ def _evaluating(model: GPT) -> Iterator[None]:
 
 
 def _next_logits(model: GPT, prompt: list[int], answer: list[int]) -> Tensor:
-    """(len(answer), V) logits that predict the answer's tokens."""
+    """Compute the logits that predict an answer's tokens: (len(answer), V)."""
     return model(torch.tensor([prompt + answer], device=model.device))[0, len(prompt) - 1 : -1]
 
 

@@ -11,7 +11,10 @@ __all__ = ["KTOTrainer", "trainer_for"]
 
 
 def trainer_for(loss: str | Loss) -> type[DPOTrainer]:
-    """Choose the trainer that a loss needs.
+    """Choose the class of the trainer that a loss needs.
+
+    Args:
+        loss: one of ``LOSSES``, or a function.
 
     >>> trainer_for("kto").__name__, trainer_for("ipo").__name__
     ('KTOTrainer', 'DPOTrainer')

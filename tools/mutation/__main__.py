@@ -21,7 +21,7 @@ MODULES = {  # the tests that a module's mutants have to get past, besides its o
     "dpo_core.logprobs": ("logprobs", "properties"),
     "dpo_core.data": ("data", "logprobs", "properties"),
     "dpo_core.metrics": ("metrics", "properties", "trainer"),
-    "dpo_core.trainer": ("trainer", "trainer_losses", "faults"),
+    "dpo_core.trainer": ("trainer", "mutants_trainer", "trainer_losses", "faults"),
 }
 
 

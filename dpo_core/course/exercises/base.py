@@ -1,4 +1,4 @@
-"""What an exercise is made of."""
+"""The parts of an exercise."""
 
 from __future__ import annotations
 

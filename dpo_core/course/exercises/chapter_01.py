@@ -27,7 +27,7 @@ def _mask_cases() -> list[tuple]:
 
 
 def _marked(first: int, last: int) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """A mask from ``first`` tokens after the prompt's end to ``last`` tokens after the answer's."""
+    """Make a mask from ``first`` tokens after the prompt's end to ``last`` tokens after the answer's."""
 
     def mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tensor:
         t = torch.arange(width)
@@ -70,7 +70,7 @@ def _sequence_cases() -> list[tuple]:
 
 
 def _logps(model: GPT, ids: Tensor, targets: Tensor) -> Tensor:
-    """(B, T) log-probability of each target under the logits that stand at its own index."""
+    """Compute the (B, T) log-probability of each target under the logits that stand at its own index."""
     return token_logps(model(ids).flatten(0, 1), targets.flatten()).view(ids.shape)
 
 
@@ -136,7 +136,7 @@ def _top_p(probs: Tensor, p: float) -> Tensor:
 
 
 def _top_p_kept(probs: Tensor, p: float, more: int) -> Tensor:
-    """Top-p with ``more`` tokens than there should be."""
+    """Apply top-p with ``more`` tokens than there should be."""
     count = int((_top_p(probs, p) > 0).sum()) + more
     kept = torch.zeros_like(probs).scatter(0, probs.topk(count).indices, 1.0) * probs
     return kept / kept.sum()

@@ -102,7 +102,7 @@ def _error_cases() -> list[tuple]:
 
 
 def _information(rewards: Tensor, counts: Tensor) -> Tensor:
-    """(K, K) what the comparisons tell about the rewards; a constant added to all of them it does not see."""
+    """Compute what the comparisons tell about the rewards, (K, K); a constant added to all of them it does not see."""
     p = (rewards[:, None] - rewards).sigmoid()
     each = counts * p * (1 - p)
     return torch.diag(each.sum(1)) - each

@@ -17,7 +17,7 @@ SHAPES = ((2, 5), (3, 4), (4, 6))  # never square, so that a sum along the wrong
 
 
 def _tables(seed: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Reference, rewards and a policy that is optimal for nothing in particular."""
+    """Draw a reference, rewards and a policy that is optimal for nothing in particular."""
     world, other = random_world(*shape, seed=seed), random_world(*shape, seed=seed + 100)
     return world.reference, world.rewards, other.reference
 
@@ -150,7 +150,7 @@ def _pair_cases() -> list[tuple]:
 
 
 def _gap(table: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """(X,) the entry of one answer minus that of another."""
+    """Subtract the entry of one answer from that of another: (X,)."""
     return (table.gather(1, first[:, None]) - table.gather(1, second[:, None]))[:, 0]
 
 
@@ -195,7 +195,7 @@ def _one_hot(table: Tensor, column: Tensor) -> Tensor:
 def _gradient(
     weight: Callable[[Tensor, float], Tensor] = lambda h, beta: -beta * torch.sigmoid(-beta * h),
 ) -> Callable[[Tensor, Tensor, float, Tensor, Tensor], Tensor]:
-    """The weight of the log-ratios' difference h, times what raises the chosen logit and lowers the rejected one."""
+    """Multiply the weight of the log-ratios' difference h by what raises the chosen and lowers the rejected logit."""
 
     def gradient(policy: Tensor, reference: Tensor, beta: float, chosen: Tensor, rejected: Tensor) -> Tensor:
         h = _gap(policy - reference, chosen, rejected)

@@ -115,7 +115,7 @@ def _loss_cases() -> list[tuple]:
 
 
 def _loss(sign: float = -1.0, inside: float = 1.0, power: int = 1, outside: int = 0) -> Callable[..., Tensor]:
-    """sign beta^outside log sigmoid(inside beta^power h)."""
+    """Compute sign beta^outside log sigmoid(inside beta^power h)."""
 
     def loss(pc: Tensor, pr: Tensor, rc: Tensor, rr: Tensor, beta: float) -> Tensor:
         return sign * beta**outside * F.logsigmoid(inside * beta**power * ((pc - rc) - (pr - rr)))
@@ -261,7 +261,7 @@ def _smoothed_cases() -> list[tuple]:
 
 
 def _smoothed(right: Callable[[float], float], wrong: Callable[[float], float]) -> Callable[..., Tensor]:
-    """right(e) times the loss as labelled and wrong(e) times that of the flipped label."""
+    """Add right(e) times the loss as labelled and wrong(e) times that of the flipped label."""
 
     def loss(pc: Tensor, pr: Tensor, rc: Tensor, rr: Tensor, beta: float, smoothing: float) -> Tensor:
         margin = beta * ((pc - rc) - (pr - rr))

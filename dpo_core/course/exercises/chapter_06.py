@@ -19,7 +19,7 @@ __all__ = ["EXERCISES"]
 
 
 def _softplus_loss(weights: Tensor, pairs: Tensor) -> Tensor:
-    """(B,) a loss of features (B, P), in the shape of DPO's."""
+    """Compute a loss of features (B, P) in the shape of DPO's: (B,)."""
     return F.softplus(-pairs @ weights)
 
 
@@ -33,7 +33,7 @@ def _accumulation_cases() -> list[tuple]:
 
 
 def _accumulated(divisor: Callable[[Tensor, list[Tensor]], float]) -> Callable[..., Tensor]:
-    """Sums of each pass divided by what ``divisor(part, passes)`` says, added up."""
+    """Add up the sums of the passes, each divided by what ``divisor(part, passes)`` says."""
 
     def accumulate(weights: Tensor, loss_of: Callable[..., Tensor], passes: list[Tensor]) -> Tensor:
         weights = weights.detach().requires_grad_()
@@ -113,7 +113,7 @@ CLIP = Exercise(
 
 
 def _ramp(first: int, last: int, level: bool = True) -> Callable[[float, int, int], Tensor]:
-    """Peak times (step + first) / (warmup + last), held at the peak from there on if ``level``."""
+    """Compute peak times (step + first) / (warmup + last), held at the peak from there on if ``level``."""
 
     def rates(peak: float, warmup: int, steps: int) -> Tensor:
         ramp = (torch.arange(steps) + first) / max(1, warmup + last)
@@ -164,7 +164,7 @@ def _gradient(detached: bool) -> Callable[[Tensor, LogpsOf, float], Tensor]:
 
 
 def _scaled(scale: Callable[[int, float], float]) -> Callable[[Tensor, LogpsOf, float], Tensor]:
-    """The right gradient times ``scale(pairs, beta)``."""
+    """Multiply the right gradient by ``scale(pairs, beta)``."""
 
     def gradient(weights: Tensor, logps_of: LogpsOf, beta: float) -> Tensor:
         return scale(len(logps_of(weights)[0]), beta) * _gradient(detached=True)(weights, logps_of, beta)

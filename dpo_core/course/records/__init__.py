@@ -13,7 +13,7 @@ __all__ = ["read_record", "record_file"]
 
 
 def record_file(name: str) -> Path:
-    """Say where a record is kept.
+    """Locate the file of a record.
 
     Args:
         name: as ``sweep_08``.

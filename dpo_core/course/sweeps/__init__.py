@@ -69,14 +69,18 @@ class Run:
     stations: list[Station]
 
     def at(self, step: int) -> Station:
-        """The station of that step."""
+        """Find the station of a step.
+
+        Args:
+            step: one at which the run was measured.
+        """
         return next(station for station in self.stations if station.step == step)
 
 
 def follow(
     name: str, seed: int, trainer: DPOTrainer, stations: Sequence[int] = STATIONS, prompts: int | None = None
 ) -> Run:
-    """Train, and measure before the first step, at each station and in the end.
+    """Train a model, and measure it before the first step, at each station and in the end.
 
     Args:
         name: of the run.
@@ -97,7 +101,7 @@ def follow(
 
 @lru_cache(maxsize=2)
 def _start(prompts: int | None) -> Station:
-    """The shipped model's, from which all runs start."""
+    """Measure the shipped model, from which all runs start."""
     model = GPT.from_pretrained("pocket").eval()
     return _measure(model, model, 0, prompts)
 
@@ -123,7 +127,14 @@ def _measure(model: GPT, reference: GPT, step: int, prompts: int | None) -> Stat
 
 @torch.no_grad()
 def perplexity(model: GPT, count: int = 48) -> float:
-    """Of a model on answers as in its pretraining, about held-out topics: e to the mean nats of a token."""
+    """Compute a model's perplexity on answers as in its pretraining, about held-out topics.
+
+    It is e to the mean nats of a token.
+
+    Args:
+        model: of the pocket tier.
+        count: answers.
+    """
     examples = [Example(d.prompt, d.answer) for d in islice(dialogues(0, held_out=True), count)]
     total, tokens = language_model_loss(
         model, sft_documents(load_tokenizer("pocket"), examples, model.config.n_positions)
@@ -132,7 +143,12 @@ def perplexity(model: GPT, count: int = 48) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of a few seeds' values with its 95 % interval by Student's t.
+    """Average a few seeds' values, with the 95 % interval of the mean by Student's t.
+
+    Args:
+        values: two to six.
+    Returns:
+        Mean, lower and upper end.
 
     >>> interval([1.0, 2.0, 3.0])
     (2.0, -0.484..., 4.484...)
@@ -143,20 +159,24 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def to_json(run: Run) -> dict[str, object]:
-    """A run for the record, curves to four digits."""
+    """Convert a run for the record, its curves to four digits."""
     rows = [{key: float(f"{value:.4g}") for key, value in row.items()} for row in run.history.rows]
     return {"name": run.name, "seed": run.seed, "history": rows, "stations": [asdict(s) for s in run.stations]}
 
 
 def from_json(entry: dict) -> Run:
-    """The opposite of ``to_json``."""
+    """Read a run that ``to_json`` converted."""
     stations = [Station(**station) for station in entry["stations"]]
     return Run(entry["name"], entry["seed"], History(entry["history"]), stations)
 
 
 @lru_cache
 def recorded(chapter: str) -> dict[tuple[str, int], Run]:
-    """The record of a chapter's runs by name and seed; ``python -m tools.records.sweep CHAPTER`` makes it."""
+    """Read the record of a chapter's runs, by name and seed; ``python -m tools.records.sweep CHAPTER`` makes it.
+
+    Args:
+        chapter: as ``08``.
+    """
     return {(run.name, run.seed): run for run in map(from_json, read_record(f"sweep_{chapter}")["runs"])}
 
 

@@ -19,13 +19,16 @@ PAIRS, VALIDATION = 480, 96  # as many as 60 steps of eight see once
 
 
 def adam(seed: int, count: int = PAIRS, **settings: Any) -> DPOTrainer:
-    """480 pairs, each met once, but for the settings given; with a lower count they are met more often."""
+    """Make a trainer for 480 pairs, each met once, but for the settings given.
+
+    Of a lower count, each pair is met more often.
+    """
     training, held_out = pairs(seed, PAIRS, VALIDATION)
     return trainer(seed, training[:count], held_out, **({"steps": 60, "eval_every": 15} | settings))
 
 
 def sgd(seed: int, **settings: Any) -> DPOTrainer:
-    """The same with plain gradient descent, whose steps are as long as the gradient; it is not clipped."""
+    """Make the same trainer with plain gradient descent, whose steps are as long as the gradient; it is not clipped."""
     run = adam(seed, max_grad_norm=1e9, **({"learning_rate": SGD_RATE} | settings))
     run.optimizer = torch.optim.SGD(run.parameters)  # type: ignore[assignment]  # the trainer sets its rate
     return run

@@ -16,7 +16,7 @@ STATIONS = (5, 15, 30, 60, 120)
 
 
 def as_they_come(seed: int, weights: RewardWeights | None = None, **settings: object) -> DPOTrainer:
-    """Chapter 08's runs made longer, on pairs of any lengths, labelled by such a judge or the true one."""
+    """Make a trainer as in chapter 08, but longer, for pairs of any lengths, labelled by the true judge or another."""
     training, held_out = pairs(seed, 480, 96, weights, None)
     return trainer(seed, training, held_out, **({"steps": 120, "eval_every": 15} | settings))
 

@@ -40,9 +40,14 @@ Makes = Callable[..., DPOTrainer]
 
 
 def mislabelled(seed: int, share: float, count: int = PAIRS) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Pairs, that share of them with exchanged labels, and rightly labelled ones held out.
+    """Draw pairs, a share of them with exchanged labels, and rightly labelled ones held out.
 
     The pairs with wrong labels at a small share are among those at a larger one.
+
+    Args:
+        seed: of the draw and of the exchanged labels.
+        share: of the pairs whose labels are exchanged.
+        count: pairs to train on.
     """
     training, held_out = pairs(seed, DRAWN, VALIDATION)
     order = random.Random(seed).sample(range(count), count)
@@ -52,7 +57,13 @@ def mislabelled(seed: int, share: float, count: int = PAIRS) -> tuple[list[Prefe
 
 @lru_cache(maxsize=4)
 def similar(seed: int, training: int = 192, held_out: int = 64) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Pairs whose answers are three facts; in the rejected one, one of them is a fact about something else."""
+    """Draw pairs whose answers are three facts; in the rejected one, one of them is a fact about something else.
+
+    Args:
+        seed: of the draw.
+        training: pairs to train on.
+        held_out: pairs held out.
+    """
     rng, encoding = random.Random(seed), load_tokenizer("pocket")
     asked = [question for question in questions(held_out=False) if question.kind == "topic"]
     topics = {topic.id: topic for topic in load_world().topics if not topic.held_out}
@@ -79,28 +90,31 @@ def _run(seed: int, data: tuple[list[PreferencePair], list[PreferencePair]], set
 
 
 def clean(seed: int, **settings: object) -> DPOTrainer:
-    """Pairs without a trouble, each met once."""
+    """Make a trainer for pairs without a trouble, each met once."""
     return _run(seed, pairs(seed, DRAWN, VALIDATION), settings)
 
 
 def noisy(seed: int, share: float, **settings: object) -> DPOTrainer:
-    """As many, some with wrong labels; a rate and a beta at which margins grow until the loss is flat."""
+    """Make a trainer for pairs of which a share have wrong labels.
+
+    Its rate and beta let margins grow until the loss is flat.
+    """
     return _run(seed, mislabelled(seed, share), settings)
 
 
 def certain(seed: int, **settings: object) -> DPOTrainer:
-    """A few pairs met eighteen times: whatever they say, they always say it."""
+    """Make a trainer for a few pairs met eighteen times: whatever they say, they always say it."""
     training, held_out = pairs(seed, DRAWN, VALIDATION)
     return _run(seed, (training[:FEW], held_out), settings)
 
 
 def alike(seed: int, **settings: object) -> DPOTrainer:
-    """Pairs that differ in one sentence; fewer steps do, as the answers are long and much happens."""
+    """Make a trainer for pairs that differ in one sentence; it takes fewer steps, as the answers are long."""
     return _run(seed, similar(seed), {"steps": 24} | settings)
 
 
 def longer(seed: int, **settings: object) -> DPOTrainer:
-    """Pairs of which nine in ten have the longer answer chosen."""
+    """Make a trainer for pairs of which nine in ten have the longer answer chosen."""
     return _run(seed, pairs(seed, DRAWN, VALIDATION, None, 0.9), settings)
 
 
@@ -148,7 +162,7 @@ MORE_SEEDS = {f"{name}, noise {WRONG:g}": (0, *FRESH) for name in ("sigmoid", "r
 
 
 def on_pairs_only(seed: int, name: str) -> Run:
-    """A run whose model is not sampled: its one station is that of the shipped model."""
+    """Train without sampling the model: the run's one station is that of the shipped model."""
     return Run(name, seed, PAIRS_ONLY[name](seed).train(progress=False), [_start(None)])
 
 
@@ -156,7 +170,7 @@ def on_pairs_only(seed: int, name: str) -> Run:
 
 
 def judged_samples(model: GPT, count: int, seed: int) -> list[PreferencePair]:
-    """Pairs of two answers that a model gives to a question now, the judge's choice first.
+    """Sample two answers of a model to each question, and put the judge's choice first.
 
     Args:
         model: who is asked.
@@ -176,9 +190,9 @@ def judged_samples(model: GPT, count: int, seed: int) -> list[PreferencePair]:
 
 
 def rounds(seed: int, number: int, name: str, steps: int = STEPS, prompts: int | None = None) -> Run:
-    """Sample, judge, train, so many times; the reference stays the first model (Guo et al. 2024, arXiv:2402.04792).
+    """Train in rounds of sampling, judging and training (Guo et al. 2024, arXiv:2402.04792).
 
-    Each round begins with a new optimiser.
+    The reference stays the first model. Each round begins with a new optimiser.
 
     Args:
         seed: of questions, samples and order.

@@ -12,7 +12,7 @@ __all__ = ["Arena"]
 
 
 class Arena(PairLabeler):
-    """Shows an ``ArenaSession`` with the keys of ``PairLabeler``, and after each verdict the win rate so far.
+    """A widget for an ``ArenaSession``, with the keys of ``PairLabeler``, and after each verdict the win rate so far.
 
     The rate is the first model's; which side it has is drawn anew for each prompt and not shown.
 

@@ -22,7 +22,7 @@ WORDS = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "acc
 
 
 class Dashboard:
-    """Shows a run as it goes: the loss, the rewards, their margin and its accuracy.
+    """A live view of a run: the loss, the rewards, their margin and its accuracy.
 
     While the run goes it is a small SVG, replaced at most every ``interval`` seconds by way of Jupyter's display ids,
     which JupyterLab, Colab and VS Code know without any extension; drawing it takes a thousandth of a second. When the
@@ -71,7 +71,7 @@ class Dashboard:
 
 
 def live_view(history: History, steps: int) -> str:
-    """HTML with the panels of ``curves``: what there is of a run so far, its last values in words above it.
+    """Draw the panels of ``curves`` in HTML: what there is of a run so far, its last values in words above it.
 
     Args:
         history: rows so far.

@@ -18,13 +18,17 @@ IMPORT = re.compile(r'^import \{[^}]*\} from "\./kit\.js";\n', re.MULTILINE)
 
 
 def sources(module: str) -> list[Path]:
-    """The files of which a figure is made: what all share, its module, and the style."""
+    """List the files of which a figure is made: what all share, its module, and the style.
+
+    Args:
+        module: as in ``embed``.
+    """
     folder = Path(__file__).parent
     return [folder / "kit.js", folder / f"{module}.js", folder / "widgets.css"]
 
 
 def embed(module: str, state: dict[str, Any], summary: str) -> str:
-    """HTML with a figure's module, style and data; it comes alive wherever HTML runs scripts.
+    """Make HTML of a figure's module, style and data; it comes alive wherever HTML runs scripts.
 
     Args:
         module: name of a file beside this one, without ``.js``; it exports ``render(host, state)``.

@@ -43,7 +43,7 @@ class LossExplorer:
             raise InputError(f"no loss {self.loss!r} in the explorer; it has {', '.join(SMOOTHED)}")
 
     def values(self) -> dict[str, float]:
-        """Reward margin, loss, and weight: minus the loss's slope in the margin."""
+        """Compute reward margin, loss, and weight, which is minus the loss's slope in the margin."""
         h = torch.tensor([self.h], dtype=torch.float64, requires_grad=True)
         zero, one = torch.zeros_like(h), torch.ones_like(h)
         smoothing = {"label_smoothing": self.smoothing} if SMOOTHED[self.loss] else {}
@@ -79,7 +79,10 @@ class BetaExplorer:
             raise InputError(f"beta is {self.beta}; the slider goes from 0.01 to 30")
 
     def values(self) -> dict[str, list[float]]:
-        """KL from the reference in nats and mean reward of the optimum, by prompt (Rafailov et al. 2023, Eq. 4)."""
+        """Compute the optimum's KL from the reference, in nats, and its mean reward, by prompt.
+
+        The optimum is that of Rafailov et al. 2023, Eq. 4.
+        """
         policy = optimal_policy(self.world.reference, self.world.rewards, self.beta)
         kl, reward = kl_divergence(policy, self.world.reference), (policy.exp() * self.world.rewards).sum(-1)
         return {"kl": [round(v, 3) for v in kl.tolist()], "reward": [round(v, 3) for v in reward.tolist()]}

@@ -46,7 +46,7 @@ RANGES = {  # of the pictures, here and in chapter 10
 
 
 def pair_at(h: Tensor, both: Tensor | float = 0.0) -> PairLogps:
-    """Pairs of thirty tokens whose answers have moved away from the reference.
+    """Make pairs of thirty tokens whose answers have moved away from the reference.
 
     Args:
         h: (B,) how much further the chosen answer has moved up than the rejected one, nats: c - l.
@@ -84,7 +84,7 @@ class FamilyExplorer:
             raise InputError(f"no group {self.group!r} in the explorer; it has {', '.join(FAMILY)}")
 
     def values(self) -> dict[str, dict[str, float]]:
-        """Of each loss of the group: its value, and minus its slope in either answer's log-ratio."""
+        """Compute each loss of the group, and minus its slope in either answer's log-ratio."""
         return {name: self._pulls(name) for name in FAMILY[self.group]}
 
     def _pulls(self, name: str) -> dict[str, float]:

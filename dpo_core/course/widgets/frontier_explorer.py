@@ -52,7 +52,7 @@ class FrontierExplorer:
             raise InputError(f"no point of beta {self.beta} and step {self.step}")
 
     def values(self) -> dict[str, float]:
-        """What is read at beta and step, to four digits."""
+        """Look up what was measured at beta and step, to four digits."""
         start = FrontierPoint(self.beta, 0, 0.0, 0.0, 0.0, 0.0)
         chosen = [point for point in self.points if (point.beta, point.step) == (self.beta, self.step)]
         values = asdict(chosen[0] if chosen else start)

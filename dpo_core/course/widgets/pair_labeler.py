@@ -29,7 +29,7 @@ def _source(*names: str) -> str:
 
 
 class PairLabeler(anywidget.AnyWidget):
-    """Shows a ``LabelSession``: keys ← and → for the better side, T for a tie, S to skip, U to undo.
+    """A widget for a ``LabelSession``: keys ← and → for the better side, T for a tie, S to skip, U to undo.
 
     The session is ``session``; what is decided there by code is shown, too. On Colab a copy is kept on Drive, if it is
     mounted. Where a notebook is only read, as in the book, the first pairs can be tried out.
@@ -76,7 +76,7 @@ class PairLabeler(anywidget.AnyWidget):
         self._show(" ".join([*notes, *self.session.notes]))
 
     def _actions(self) -> dict[str, Callable[[], Any]]:
-        """What can be done now, by name."""
+        """List what can be done now, by name."""
         session = self.session
         actions: dict[str, Callable[[], Any]] = {}
         if session.turn:
@@ -131,7 +131,7 @@ class PairLabeler(anywidget.AnyWidget):
         return f"{type(self).__name__}: {judged} of {total} judged, in {self.session.path.name}"
 
     def _practice(self) -> dict[str, Any]:
-        """What a page without a kernel is given."""
+        """Collect what a page without a kernel is given."""
         session = self.session
         turns = [_texts(session.ask(pair)) for pair in session._asked()[:STATIC]]
         return {"turns": turns, "rubric": session.settings["rubric"]}
@@ -151,5 +151,5 @@ def _texts(turn: Turn | None) -> dict[str, str]:
 
 
 def _displayable(value: Any) -> Any:
-    """The same with half characters, which no browser can be sent, replaced."""
+    """Replace half characters, which no browser can be sent."""
     return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))

@@ -15,8 +15,9 @@ __all__ = ["RunExplorer"]
 
 @dataclass(frozen=True)
 class RunExplorer:
-    """Curves and sampled answers of a run, with a slider for the step; ``tools/records/run_record.py`` makes
-    such records.
+    """The curves and sampled answers of a run, with a slider for the step.
+
+    ``tools/records/run_record.py`` makes such records.
 
     Args:
         record: ``rows`` of the history and ``stations`` with answers, both with their ``step``, and the ``prompts``.
@@ -42,18 +43,18 @@ class RunExplorer:
 
     @classmethod
     def stored(cls) -> RunExplorer:
-        """The run that is kept with the course."""
+        """Load the run that is kept with the course."""
         return cls(read_record("run_record"))
 
     def values(self) -> dict[str, float]:
-        """What was last logged up to the step: nats a pair, and nats an answer for the KL."""
+        """Look up what was last logged up to the step: nats a pair, and nats an answer for the KL."""
         rows = [row for row in self.record["rows"] if row["step"] <= self.step]
         last = {name: value for row in rows for name, value in row.items()}
         margin = round(last["chosen"] - last["rejected"], 4)
         return {"loss": last["loss"], "eval_loss": last["eval_loss"], "margin": margin, "kl": last["kl"]}
 
     def answers(self) -> list[str]:
-        """What the model wrote at the last station up to the step, a text a prompt."""
+        """Look up what the model wrote at the last station up to the step, a text a prompt."""
         station = [station for station in self.record["stations"] if station["step"] <= self.step][-1]
         return [answer["text"] for answer in station["answers"]]
 

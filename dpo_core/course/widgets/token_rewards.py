@@ -56,7 +56,7 @@ class TokenRewards:
 def token_rewards(
     policy: GPT, reference: GPT, encoding: tiktoken.Encoding, pair: PreferencePair, beta: float
 ) -> TokenRewards:
-    """Implicit rewards beta (log pi(y_t|x, y_<t) - log ref(y_t|x, y_<t)) of the tokens of both answers.
+    """Compute the implicit reward beta (log pi(y_t|x, y_<t) - log ref(y_t|x, y_<t)) of each token of both answers.
 
     Their sum over an answer is its reward in the DPO loss (Rafailov et al. 2023, arXiv:2305.18290, Eq. 7); the share of
     a single token says where the two models differ, not which token is good.
@@ -84,13 +84,13 @@ def token_rewards(
 
 @torch.no_grad()
 def _answer_logps(model: GPT, prompt: list[int], answer: list[int]) -> Tensor:
-    """(len(answer),) nats, on the CPU."""
+    """Compute the log-probability of each token of an answer: (len(answer),) nats, on the CPU."""
     ids = torch.tensor([prompt + answer], device=model.device)
     return token_logps(model(ids)[0, len(prompt) - 1 : -1], ids[0, len(prompt) :]).cpu()
 
 
 def _text(encoding: tiktoken.Encoding, token: int) -> str:
-    """What a token stands for; bytes that are no whole character are shown as such."""
+    """Show a token as text; bytes that are no whole character are shown as such."""
     if token == encoding.eot_token:
         return " ⟨end⟩"
     return encoding.decode_single_token_bytes(token).decode("utf-8", "backslashreplace")
