@@ -10,9 +10,11 @@ Shapes: B rows, T positions, C channels, H heads, V vocabulary.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+import logging
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -20,13 +22,26 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dpo_core.errors import InputError
-from dpo_core.formats.files import atomic_write, read_tensors, tensor_layout
-from dpo_core.formats.hf_layout import PUBLISHED, check_layout, checkpoint_files, described, from_hf, read_config, to_hf
+from dpo_core.errors import InputError, shown
+from dpo_core.formats.files import atomic_write
+from dpo_core.formats.hf_layout import (
+    SPECIAL,
+    check_layout,
+    described,
+    find_checkpoint,
+    from_hf,
+    on_hub,
+    read_config,
+    to_hf,
+)
+from dpo_core.formats.hf_tokenizer import added_tokens, save_tokenizer
 from dpo_core.kernels.attention import Attend, attention_bias, scaled_dot_product_attention
 from dpo_core.kernels.precision import compute_dtype
+from dpo_core.tokenizer import load_tokenizer, vocabulary_of
 
-__all__ = ["GPT", "GPTConfig", "KVCache"]
+__all__ = ["GPT", "GPTConfig", "KVCache", "write_tokenizer"]
+
+log = logging.getLogger(__name__)
 
 KVCache = list[tuple[Tensor, Tensor]]  # one (keys, values) per layer, each (B, T, H, C/H)
 
@@ -46,6 +61,10 @@ class GPTConfig:
     n_head: int = 12  # H
     dropout: float = 0.0  # DPO wants 0: noise in the log-ratio is noise in the reward
     tokenizer: str = "gpt2"  # name for load_tokenizer
+    # What config.json said of these tokens, kept for the next one; here the encoding's own end of text counts.
+    bos_token_id: int | None = field(default=None, compare=False)
+    eos_token_id: int | None = field(default=None, compare=False)
+    pad_token_id: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
@@ -176,7 +195,7 @@ class GPT(nn.Module):
     @property
     def origin(self) -> str:
         """What ``from_pretrained`` was given, a folder as its absolute path."""
-        named = self.source in ("", "pocket", *PUBLISHED)
+        named = self.source in ("", "pocket") or on_hub(self.source)
         return self.source if named else str(Path(self.source).absolute())
 
     def hidden(
@@ -245,32 +264,36 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> GPT:
-        """Load a model from the package (``pocket``), from the Hub (``gpt2`` ... ``gpt2-xl``) or from a folder.
+        """Load a model from the package (``pocket``), the Hub (``gpt2`` ... ``gpt2-xl``, ``owner/name``) or a folder.
 
         Args:
-            name_or_path: one of those names, or a folder with ``config.json`` and ``model.safetensors``.
+            name_or_path: one of those names, or a folder with ``config.json`` and ``model.safetensors``, or with the
+                parts of the latter and their index. A tokenizer there must be GPT-2's own, or pocket's; tokens that
+                were added to it are not used, which is said in the log.
         Returns:
             The model in float32, on the CPU, in evaluation mode.
         Raises:
-            InputError: unknown name, no network, a pickle, a missing or damaged file, a wrong key or shape.
+            InputError: unknown name, no network, weights in a pickle alone, another tokenizer, a missing or damaged
+                file, a wrong key or shape.
 
         >>> GPT.from_pretrained("pocket").config.tokenizer
         'pocket'
         """
-        config_file, weights_file = checkpoint_files(str(name_or_path))
-        config, layout = _config(config_file), tensor_layout(weights_file)
+        found = find_checkpoint(str(name_or_path))
+        config, layout, weights = _config(found.config), found.layout(), found.index or found.weights[0]
         # Before anything is built from it: a configuration may ask for any size.
-        C, size = config.n_embd, weights_file.stat().st_size
+        C, size = config.n_embd, found.size()
         asked = (config.vocab_size + config.n_positions) * C + config.n_layer * (12 * C + 13) * C + 2 * C
         if asked > size:
             raise InputError(
-                f"{config_file}: asks for {asked:,} weights, more than the {size:,} bytes of {weights_file} hold;"
+                f"{found.config}: asks for {asked:,} weights, more than the {size:,} bytes of {weights} hold;"
                 " copy both files from the same place"
             )
         with torch.device("meta"):
             model = cls(config)
-        check_layout(layout, model.state_dict(), weights_file)
-        model.load_state_dict(from_hf(read_tensors(weights_file), weights_file), assign=True)
+        check_layout(layout, model.state_dict(), weights)
+        _check_tokenizer(found.config.parent, config.tokenizer)
+        model.load_state_dict(from_hf(found.tensors(), weights), assign=True)
         model.source = str(name_or_path)
         return model.requires_grad_().eval()
 
@@ -292,8 +315,10 @@ class GPT(nn.Module):
         folder, state = Path(folder), self.state_dict()
         if any(".lora_" in key for key in state):
             raise InputError("an adapter is no part of a GPT-2 checkpoint; write merged_copy(model), or save_adapter")
+        known = vocabulary_of(self.config.tokenizer)
+        end = known[0] if known and known[0] < self.config.vocab_size else None
         with atomic_write(folder / "config.json") as partial:
-            partial.write_text(json.dumps(described(asdict(self.config)), indent=2) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(described(asdict(self.config), end), indent=2) + "\n", encoding="utf-8")
         with atomic_write(folder / "model.safetensors") as partial:
             save_file(to_hf(state), partial, metadata={"format": "pt"})
 
@@ -302,6 +327,42 @@ def _config(file: Path) -> GPTConfig:
     # Training state is not a checkpoint's business: dropout starts at 0 whatever the file says.
     known, raw = {f.name for f in fields(GPTConfig)} - {"dropout"}, read_config(file)
     try:
-        return GPTConfig(**{key: raw[key] for key in known & raw.keys()})
+        config = GPTConfig(**{key: raw[key] for key in known & raw.keys()})
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
+    told = {name: getattr(config, name) for name in SPECIAL}
+    # An id that is none, as a list or -1, is not handed on.
+    odd: dict[str, Any] = {
+        name: None for name, token in told.items() if type(token) is not int or not 0 <= token < config.vocab_size
+    }
+    return replace(config, **odd)
+
+
+def write_tokenizer(config: GPTConfig, folder: Path, form: str) -> None:
+    """Write a tokenizer that transformers opens beside a model, if the model's encoding is one of ours.
+
+    Args:
+        config: of the model.
+        folder: of the model.
+        form: of the prompts in training, ``form_of``.
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    known = vocabulary_of(config.tokenizer)
+    if not known or known[0] >= config.vocab_size:
+        return
+    try:
+        encoding = load_tokenizer(config.tokenizer)
+    except InputError as error:  # no network: the model is there, and that is what counts
+        log.warning("%s: has no tokenizer for other programs (%s)", folder, error)
+    else:
+        save_tokenizer(encoding, folder, config.n_positions, form)
+
+
+def _check_tokenizer(folder: Path, name: str) -> None:
+    """Refuse another tokenizer than the one that the model is to be used with, and name tokens that were added."""
+    if known := vocabulary_of(name):
+        added = added_tokens(folder, name, *known)
+        if added:
+            listed = ", ".join(shown(added[i])[1:-1] for i in sorted(added)[:5]) + ", ..." * (len(added) > 5)
+            log.warning("%s: its tokenizer has %d tokens of its own that are not used: %s", folder, len(added), listed)

@@ -7,6 +7,7 @@ tiktoken). The last id of both is the end-of-text token.
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -15,10 +16,25 @@ import tiktoken
 
 from dpo_core.errors import InputError
 from dpo_core.formats.files import reason
+from dpo_core.formats.hf_tokenizer import vocabulary_key
 
-__all__ = ["END_OF_TEXT", "boundary", "check_encoding", "load_tokenizer", "open_prompt", "read_encoding"]
+__all__ = [
+    "END_OF_TEXT",
+    "boundary",
+    "check_encoding",
+    "form_of",
+    "in_form",
+    "load_tokenizer",
+    "open_prompt",
+    "read_encoding",
+    "vocabulary_of",
+]
 
 END_OF_TEXT = "<|endoftext|>"
+HUMAN, ASSISTANT, SYSTEM = "\n\nHuman:", "\n\nAssistant:", "\n\nSystem:"  # the turns of a dialogue
+
+# GPT-2's tokens before the end of text, and their ``vocabulary_key``: known without a look at the file of tiktoken.
+GPT2_VOCABULARY = 50256, "863e4798da5fe838d0b6d469191a9b2761b0b3a792c1ce3b3fa61b7dc58fd3f0"
 
 # How GPT-2 cuts text into words before merging bytes inside each: contractions, letters, digits, signs, space.
 WORD_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -84,6 +100,26 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
     return ENCODINGS[name]()
 
 
+def vocabulary_of(name: str) -> tuple[int, str] | None:
+    """Say what identifies an encoding's vocabulary, without the network.
+
+    Args:
+        name: as for ``load_tokenizer``.
+    Returns:
+        The number of its tokens before the end of text, which is the end of text's id, and their ``vocabulary_key``;
+        nothing for an encoding that is none of ours.
+
+    >>> vocabulary_of("gpt2")[0], vocabulary_of("pocket")[0], vocabulary_of("bytes")
+    (50256, 4095, None)
+    """
+    if name == "gpt2":
+        return GPT2_VOCABULARY
+    if name not in ENCODINGS:
+        return None
+    encoding = load_tokenizer(name)
+    return encoding.eot_token, vocabulary_key(map(encoding.decode_single_token_bytes, range(encoding.eot_token)))
+
+
 def check_encoding(encoding: tiktoken.Encoding, name: str, vocab_size: int) -> None:
     """Refuse an encoding that is not the model's, since its ids would silently mean other tokens to the model.
 
@@ -134,3 +170,34 @@ def open_prompt(prompt: str) -> str:
     ('Why is the sky blue?\\n', 'Assistant:')
     """
     return prompt if boundary(prompt) == " " else prompt + boundary(prompt)
+
+
+def form_of(prompts: Sequence[str]) -> str:
+    """Tell in what form a model is asked that these prompts train.
+
+    Returns:
+        ``dialogue`` if more than half of them end where an answer begins in a dialogue, otherwise ``plain``.
+
+    >>> form_of(["\\n\\nHuman: Why?\\n\\nAssistant:"]), form_of(["Why?"])
+    ('dialogue', 'plain')
+    """
+    asked = sum(prompt.rstrip().endswith(ASSISTANT) for prompt in prompts)
+    return "dialogue" if 2 * asked > len(prompts) else "plain"
+
+
+def in_form(prompt: str, form: str | None) -> str:
+    """Put a prompt in the form of those that a model was trained on.
+
+    Args:
+        prompt: a question, or a dialogue, of which only what opens the answer may be missing.
+        form: of ``form_of``, or what a record says of it; of another one nothing is known.
+
+    >>> in_form("Why is the sky blue?", "dialogue")
+    '\\n\\nHuman: Why is the sky blue?\\n\\nAssistant:'
+    """
+    text = "\n\n" + prompt.strip()
+    if form != "dialogue" or not prompt.strip():
+        return prompt
+    if not text.startswith((HUMAN, SYSTEM)):
+        text = f"{HUMAN} {prompt.strip()}"
+    return text if text.rfind(ASSISTANT) > text.rfind(HUMAN) else text + ASSISTANT

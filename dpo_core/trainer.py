@@ -36,6 +36,7 @@ from dpo_core.runs.checkpoint import delayed_interrupt, fingerprint, trainable_s
 from dpo_core.runs.checks import check_model, check_start, not_finite
 from dpo_core.runs.processes import Processes, any_rank, copy_of
 from dpo_core.runs.run import Run
+from dpo_core.tokenizer import form_of
 
 __all__ = ["Callback", "DPOTrainer"]
 
@@ -93,7 +94,8 @@ class DPOTrainer:
         self.loss(self.example(), config.beta)  # one that cannot be computed is refused before any work is done
         precision = choose(self.run.asked_precision(config.precision), model.device)
         self.precision = Precision("float32" if any_rank(precision == "float32") else precision, model.device)
-        self.run.identify(config, self.precision.name, self.key())
+        form = form_of([e.pair.prompt for e in self.training])
+        self.run.identify(config, self.precision.name, self.key(), form)
         self.reference_model = copy.deepcopy(model).requires_grad_(False) if config.reference == "live" else None
         self.processes = Processes(model, config.parallel)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

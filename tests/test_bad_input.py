@@ -24,7 +24,7 @@ from dpo_core.errors import InputError, printable, shown
 from dpo_core.formats.pairs import SHOWN, PreferencePair, load_pairs, save_pairs
 from dpo_core.formats.tables import LONGEST
 from dpo_core.generate import Generation
-from dpo_core.methods.lora import add_lora, save_adapter
+from dpo_core.methods.lora import add_lora, load_merged, save_adapter
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.tokenizer import load_tokenizer, read_encoding
 
@@ -227,11 +227,12 @@ WTE, LN = "transformer.wte.weight", "transformer.h.0.ln_1.bias"
 PICKLE = b"cposix\nsystem\n(S'touch hacked'\ntR."
 HUGE = 10**12
 MODELS: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
-    "a pickle beside": (file("optimizer.pt", PICKLE), "m:", "holds optimizer.pt; such a file can be a pickle", "copy"),
     "a pickle instead": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "m:", "runs code", "save the model as saf",
     ),
-    "a pickle in capitals": (file("A.PKL", PICKLE), "m:", "holds A.PKL", "save the model as safetensors"),
+    "a pickle in capitals": (
+        lambda f: (f / "model.safetensors").rename(f / "A.PKL"), "m:", "holds A.PKL", "save the model as safetensors",
+    ),
     "a pickle under another name": (file("model.safetensors", PICKLE), "model.safetensors:", "not a whole", "copy or"),
     "a pickle as config": (file("config.json", PICKLE), "config.json:", "not readable as JSON", "write it again"),
     "a header that is too long": (header(lambda h: 0, length=2**62), "model.safetensors:", "not a whole", "download"),
@@ -273,15 +274,20 @@ def test_bad_models(refused, model, tmp_path, damage, place, fault, remedy):
     assert not Path("hacked").exists()
 
 
-def test_an_adapter_of_a_folder_with_a_pickle_is_refused(refused, model, tmp_path):
-    """The adapter is followed to its model, whose folder is looked at like any other."""
+def test_a_pickle_beside_good_weights_is_left_alone_and_named(model, tmp_path, caplog):
+    """Also beside an adapter and the model that it is followed to."""
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((model / name).read_bytes())
     adapted = GPT.from_pretrained(tmp_path)
     add_lora(adapted)
     save_adapter(adapted, tmp_path / "adapter")
     file("training_args.bin", PICKLE)(tmp_path)
-    assert "holds training_args.bin" in refused("generate", "--model", "adapter", "--prompt", "Why?")
+    file("optimizer.PT", PICKLE)(tmp_path / "adapter")
+    load_merged(tmp_path / "adapter")
+    said = [record.getMessage() for record in caplog.records]
+    assert any("training_args.bin was not opened, as it can be a pickle" in line for line in said)
+    assert any("optimizer.PT was not opened" in line for line in said)
+    assert not Path("hacked").exists() and not (tmp_path / "hacked").exists()
 
 
 def test_there_are_at_least_sixty():

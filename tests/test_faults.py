@@ -290,7 +290,6 @@ DAMAGE = {
     "a moment that is no number": lambda f: change_moments(f, lambda t: t["0.exp_avg"].fill_(torch.nan)),
     "a step before the first": lambda f: change_state(f, step=-1),
     "a step after the last": lambda f: change_state(f, step=10**6),
-    "a pickle": lambda f: (f / "rng_state.pth").write_bytes(b"cos\nsystem\n(S'false'\ntR."),
     "best of another model": lambda f: save_file({"wte.weight": torch.zeros(2)}, f / "best.safetensors"),
     "trainer.json missing": lambda f: (f / "trainer.json").unlink(),
     "config.json missing": lambda f: (f / "config.json").unlink(),

@@ -201,7 +201,10 @@ KEY = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
             r"adapter_config.json: holds \[\] where {...} must be",
         ),
         (lambda f: (f / "adapter_config.json").write_text("{}"), "needs r and lora_alpha"),
-        (lambda f: (f / "more.bin").write_bytes(b"x"), "holds more.bin; such a file can be a pickle"),
+        (
+            lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"),
+            "holds adapter_model.bin and no safetensors; such a file can be a pickle",
+        ),
         (lambda f: edit(f, base_model_name_or_path=str(f)), "names itself as the model that it belongs to"),
         (lambda f: edit(f, r="two"), r"needs r and lora_alpha \(numbers\) and target_modules"),
         (lambda f: edit(f, target_modules="all-linear"), "needs r and lora_alpha"),

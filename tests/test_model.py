@@ -77,7 +77,7 @@ def test_our_checkpoint_gives_the_same_logits_in_transformers(tmp_path, shape, s
     assert not report["missing_keys"] and not report["unexpected_keys"]
     ids = random_ids(2, 24)
     torch.testing.assert_close(theirs.eval()(ids).logits, ours(ids), atol=1e-4, rtol=0)
-    assert theirs.config.eos_token_id == ours.config.vocab_size - 1
+    assert theirs.config.eos_token_id == (50256 if ours.config.vocab_size == 50257 else None)
 
 
 def test_gpt2_has_124_million_parameters():
@@ -87,6 +87,9 @@ def test_gpt2_has_124_million_parameters():
 
 
 # The Hub
+
+
+ANOTHER, COMMIT = "someone/gpt2-tiny", "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 
 
 class Hub:
@@ -101,9 +104,11 @@ class Hub:
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self):
                 requests.append(f"{self.command} {self.path}")
-                at, _, file = self.path.partition("/resolve/main/")
+                if self.path.startswith("/api/models/"):
+                    return self.listing()
+                at, _, file = self.path.replace(COMMIT, "main").partition("/resolve/main/")
                 repo, stored = at.removeprefix("/storage").removeprefix("/"), at.startswith("/storage/")
-                found = files.get(file) if repo in PUBLISHED.values() else None
+                found = files.get(file) if repo in (*PUBLISHED.values(), ANOTHER) else None
                 elsewhere = found is not None and file == "model.safetensors" and not stored
                 self.send_response(404 if found is None else 302 if elsewhere else 200)
                 if found is None:
@@ -113,12 +118,25 @@ class Hub:
                     self.send_header("Location", f"http://localhost:{self.server.server_port}/storage{self.path}")
                     self.send_header("X-Linked-ETag", etag)
                     self.send_header("X-Linked-Size", str(len(found)))
-                self.send_header("X-Repo-Commit", "607a30d783dfa663caf39e06633721c8d4cfcd7e")
+                self.send_header("X-Repo-Commit", COMMIT)
                 self.send_header("ETag", etag)
                 body = b"" if found is None or elsewhere else found
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 return body[: len(body) // 2] if broken and stored else body
+
+            def listing(self):
+                told = {"id": ANOTHER, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+                tree = [
+                    {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+                    for name, content in files.items()
+                ]
+                listed = tree if "/tree/" in self.path else told
+                body = json.dumps(listed).encode() if ANOTHER in self.path else b"{}"
+                self.send_response(200 if ANOTHER in self.path else 404)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                return body
 
             def do_GET(self):
                 self.wfile.write(self.do_HEAD())
@@ -223,6 +241,27 @@ def test_published_models_come_from_the_hub_and_then_from_its_cache(published, t
     assert offline.stdout == online.stdout
 
 
+@pytest.mark.slow
+def test_another_model_of_the_hub_comes_by_its_full_id_without_its_pickles(published, tmp_path):
+    """Config, weights and the tokenizer's files alone; then from the cache."""
+    theirs, files = published
+    beside = {"pytorch_model.bin": b"x", "training_args.bin": b"x", "README.md": b"x", "merges.txt": b"#version: 0.2\n"}
+    code = LOGITS.replace("in PUBLISHED", f"in [{ANOTHER!r}]")
+    with Hub(files | beside) as hub:
+        online = in_subprocess(code, hub.address, tmp_path)
+        missing = in_subprocess(REFUSED.replace("gpt2", "nobody/none"), hub.address, tmp_path)
+    assert online.returncode == 0, online.stderr
+    with torch.no_grad():
+        expected = theirs(torch.arange(12)[None]).logits
+    torch.testing.assert_close(torch.tensor(json.loads(online.stdout)[2]), expected, atol=1e-4, rtol=0)
+    fetched = {line.rpartition("/")[2] for line in hub.requests if f"{ANOTHER}/resolve" in line}
+    assert fetched == {"config.json", "model.safetensors", "merges.txt"}
+    assert "nobody/none is no folder here, and could not be fetched" in missing.stdout, missing.stderr
+
+    offline = in_subprocess(code, hub.address, tmp_path)  # the server is gone
+    assert offline.stdout == online.stdout, offline.stderr
+
+
 @pytest.mark.slow  # the client tries again five times
 def test_a_download_that_breaks_off_is_a_clear_error_and_the_next_one_is_whole(published, tmp_path):
     """What came of the file is not taken for the file."""
@@ -306,7 +345,7 @@ FAULTS = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"no model\.safetensors \(.*holds config\.json\)"),
     "only pickle": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-        r"holds pytorch_model\.bin; such a file can be a pickle, which runs code .* save the model as safetensors",
+        r"holds pytorch_model\.bin and no safetensors; such a file can be a pickle, which runs code .* save the",
     ),
     "cut off": (truncate, "model.safetensors: not a whole safetensors file .* download it again"),
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a whole safetensors file"),

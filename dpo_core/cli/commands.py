@@ -28,15 +28,8 @@ from dpo_core.config import DPOConfig, default_learning_rate
 from dpo_core.data import EncodedPair, audit_pairs, same_prompt
 from dpo_core.errors import InputError, printable
 from dpo_core.formats.files import read_json
-from dpo_core.formats.hf_layout import PUBLISHED
-from dpo_core.formats.pairs import (
-    Loaded,
-    PreferencePair,
-    add_pair,
-    load_labels,
-    load_pairs,
-    save_pairs,
-)  # fmt: skip
+from dpo_core.formats.hf_layout import on_hub
+from dpo_core.formats.pairs import Loaded, PreferencePair, add_pair, load_labels, load_pairs, save_pairs
 from dpo_core.generate import Generation, generate
 from dpo_core.kernels.device import best_device
 from dpo_core.kernels.precision import choose
@@ -50,7 +43,7 @@ from dpo_core.runs.processes import launched, print_error, process_group, rank
 from dpo_core.study.evaluate import wilson_interval
 from dpo_core.study.report import REPORTS
 from dpo_core.study.setup_check import first_token_tells
-from dpo_core.tokenizer import load_tokenizer
+from dpo_core.tokenizer import HUMAN, form_of, in_form, load_tokenizer
 from dpo_core.trainers import KTOTrainer, trainer_for
 
 __all__ = ["main"]
@@ -113,7 +106,7 @@ def in_flags(message: str) -> str:
 
 def _load(name: str) -> GPT:
     final = Path(name) / "final"
-    named = name in ("pocket", *PUBLISHED)
+    named = name == "pocket" or on_hub(name)
     of_run = not named and final.is_dir()  # a training's folder stands for the model in it
     if not named and not of_run and list_checkpoints(Path(name)):
         raise InputError(
@@ -137,17 +130,22 @@ def _settings(file: Path) -> dict[str, Any]:
 
 def _start_of(model: GPT, flag: str) -> str:
     """Find the name of the model that the training of this one began from."""
-    if model.source in ("pocket", *PUBLISHED):
+    if model.source == "pocket" or on_hub(model.source):
         raise InputError(f"{model.source} was not trained here; name what to compare with: {flag} MODEL")
+    start = _recorded(model).get("start")
+    if start and isinstance(start, str):
+        return start
+    record = Path(model.source).absolute().parent / "config.json"
+    raise InputError(f"{model.source}: {record} does not say what the training began from; name it: {flag} MODEL")
+
+
+def _recorded(model: GPT) -> dict[str, Any]:
+    """Read what the training of this model wrote of itself: beside the model, or in the folder of the run."""
+    if model.source == "pocket" or on_hub(model.source):
+        return {}
     folder = Path(model.source).absolute()
-    above = [parent / "config.json" for parent in folder.parents][:2]
-    for record in (folder / "training.json", *above):
-        start = _settings(record).get("start")
-        if start and isinstance(start, str):
-            return start
-        if start is not None:
-            break
-    raise InputError(f"{model.source}: {above[0]} does not say what the training began from; name it: {flag} MODEL")
+    files = (folder / "training.json", *[parent / "config.json" for parent in folder.parents][:2])
+    return next((record for record in map(_settings, files) if record.get("start") is not None), {})
 
 
 # Preference pairs
@@ -211,9 +209,12 @@ def _answered_pairs(args: argparse.Namespace) -> Iterator[PreferencePair]:
         raise InputError(f"{args.prompts}: the pocket judge knows nothing about {unknown[0]!r}; judge yourself: --ask")
 
     def prefers(first: Generation, second: Generation) -> int:
-        return judge.prefers(first.prompt, first.text, second.text, args.noise, rng)
+        return judge.prefers(plain[first.prompt], first.text, second.text, args.noise, rng)
 
-    return sampled_pairs(_load(args.from_model), prompts, ask_which if args.ask else prefers, args.seed)
+    model = _load(args.from_model)
+    asked = [in_form(prompt, _recorded(model).get("form")) for prompt in prompts]
+    plain = dict(zip(asked, prompts))  # as the judge knows them
+    return sampled_pairs(model, asked, ask_which if args.ask else prefers, args.seed)
 
 
 # Training
@@ -249,10 +250,12 @@ def _sft(args: argparse.Namespace) -> None:
         print(f"{cut} of {len(documents)} examples were cut at {context} tokens, the model's context")
     if lost := sum(len(document.ids) <= document.start for document in documents):
         print(f"{lost} of {len(documents)} examples have no room for an answer and are left out")
-    _train_lm(args, model, documents, learning_rate)
+    _train_lm(args, model, documents, learning_rate, form_of([example.prompt for example in examples]))
 
 
-def _train_lm(args: argparse.Namespace, model: GPT, documents: list[Document], learning_rate: float) -> None:
+def _train_lm(
+    args: argparse.Namespace, model: GPT, documents: list[Document], learning_rate: float, form: str = "plain"
+) -> None:
     start, out = Path(model.origin).resolve(), args.output.resolve()
     if start == out / "adapter" or (adapters(model) and start == out):
         raise InputError(f"{args.output} holds the model that training starts from; choose another --output")
@@ -261,8 +264,7 @@ def _train_lm(args: argparse.Namespace, model: GPT, documents: list[Document], l
     writable_folder(args.output)
     config, began = LMConfig(args.epochs, args.batch_tokens, learning_rate, seed=args.seed), model.origin
     losses = train_lm(model, documents, config)
-    save_trained(model, args.output, args.output / "adapter")
-    write_json(args.output / "training.json", {"start": began})
+    save_trained(model, args.output, args.output / "adapter", {"start": began, "form": form})
     print(f"{len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f} nats a token; saved in {args.output}")
 
 
@@ -322,9 +324,14 @@ def _generate(args: argparse.Namespace) -> None:
     if args.compare:
         models.insert(0, _load(_start_of(models[0], "--compare") if args.compare == "start" else args.compare))
     settings = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
-    answers = [generate(model, load_tokenizer(model.config.tokenizer), args.prompt, **settings) for model in models]
-    for prompt, *row in zip(args.prompt, *answers):
-        print(printable(prompt))
+    form = "plain" if args.plain else _recorded(models[-1]).get("form")  # one for all, as answers are compared
+    prompts = [in_form(prompt, form) for prompt in args.prompt]
+    if form == "dialogue":
+        print(f"{models[-1].source} was trained on dialogues, and is asked in one; with --plain it is not")
+        settings["stop"] = [HUMAN]
+    answers = [generate(model, load_tokenizer(model.config.tokenizer), prompts, **settings) for model in models]
+    for prompt, *row in zip(prompts, *answers):
+        print(printable(prompt.lstrip("\n") if form == "dialogue" else prompt))
         for model, answer in zip(models, row):
             print(printable(f"--- {model.source}\n{answer.text.strip()}"))
         print()

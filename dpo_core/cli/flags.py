@@ -90,7 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, formatter_class=_Help).add_argument
 
     def model(add: Callable[..., argparse.Action]) -> None:
-        names = f"pocket, {', '.join(PUBLISHED)}, or the folder of a model, an adapter or a training"
+        names = (
+            f"pocket, {', '.join(PUBLISHED)}, another GPT-2 of the Hub by its full id (owner/name), or the folder of a"
+            " model, an adapter or a training"
+        )
         add("--model", "--weights", default="pocket", metavar="MODEL", help=names)
 
     def lora(add: Callable[..., argparse.Action]) -> None:
@@ -178,6 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = command("generate", "Answer prompts.")
     model(add)
     add("--prompt", action="append", required=True, help="may be given more than once")
+    add("--plain", action="store_true", help="ask a model that was trained on dialogues as the prompt stands")
     add("--compare", nargs="?", const="start", metavar="MODEL", help="first the answer of MODEL, or of the start model")
     add("--max-new-tokens", type=_Read(COUNT), default=160, help="longest answer")
     add("--temperature", type=_Read(NOT_NEGATIVE), default=0.7, help="0: always the likeliest token; 1: as trained")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ __all__ = [
     "sync",
     "tensor_layout",
 ]
+
+log = logging.getLogger(__name__)
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 NO_LOCKS = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)  # what a file system without locks answers
@@ -133,21 +136,25 @@ def read_json(file: Path, largest: int = 2**20) -> dict[str, Any]:
     return content
 
 
-def refuse_pickles(folder: Path) -> None:
-    """Refuse a folder that holds a pickle, even beside what is read, since others might open it.
+def refuse_pickles(folder: Path, instead_of: str) -> None:
+    """Refuse a folder in which only a pickle could hold what is read; beside a good file, say that it is left alone.
 
     Args:
-        folder: that something is read from.
+        folder: where to look.
+        instead_of: the file that is read, a pattern; where one is there, no pickle is needed.
     Raises:
-        InputError: there is one.
+        InputError: there are pickles, and no such file.
     """
     found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES)
-    if found:
-        listed = ", ".join(shown(name)[1:-1] for name in found[:3])
+    if not found:
+        return
+    listed = ", ".join(shown(name)[1:-1] for name in found[:3]) + ", ..." * (len(found) > 3)
+    if not any(folder.glob(instead_of)):
         raise InputError(
-            f"{folder}: holds {listed}; such a file can be a pickle, which runs code when it is opened, and only"
-            " safetensors and JSON are read: save the model as safetensors, or copy those files to another folder"
+            f"{folder}: holds {listed} and no safetensors; such a file can be a pickle, which runs code when it is"
+            " opened, and only safetensors and JSON are read: save the model as safetensors"
         )
+    log.warning("%s: %s was not opened, as it can be a pickle; %s is read", folder, listed, instead_of)
 
 
 def tensor_layout(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -1,4 +1,5 @@
-"""GPT-2's checkpoints in Hugging Face layout: folders with ``config.json`` and ``model.safetensors``.
+"""GPT-2's checkpoints in Hugging Face layout: folders with ``config.json`` and ``model.safetensors``,
+or its parts with their index.
 
 The four weight matrices of a block are stored transposed (``Conv1D``), which ``from_hf`` undoes and ``to_hf`` redoes.
 No pickle is ever read.
@@ -6,7 +7,9 @@ No pickle is ever read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,18 +18,26 @@ import torch
 from torch import Tensor
 
 from dpo_core.errors import InputError, shown
-from dpo_core.formats.files import FLOATS, read_json, refuse_pickles
+from dpo_core.formats.files import FLOATS, read_json, read_tensors, refuse_pickles, tensor_layout
+from dpo_core.formats.hf_tokenizer import TOKENIZER_FILES
 
 __all__ = [
     "PUBLISHED",
     "TRANSPOSED",
+    "Checkpoint",
     "check_layout",
-    "checkpoint_files",
     "described",
+    "find_checkpoint",
     "from_hf",
+    "on_hub",
     "read_config",
     "to_hf",
 ]
+
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+WEIGHTS = "model.safetensors"
+SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)  # a plain name
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # owner and name
 
 PUBLISHED = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 
@@ -42,31 +53,95 @@ COMPUTED = {
 }
 
 
-def checkpoint_files(name: str) -> tuple[Path, Path]:
-    """Find the two files of a model, and fetch those of a published one from the Hub.
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model's files lie."""
+
+    config: Path  # config.json
+    weights: tuple[Path, ...]  # safetensors, of which a large model has several
+    index: Path | None = None  # which tensor is in which of them
+
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Read the kind of number and the shape of each tensor, by its name.
+
+        Raises:
+            InputError: a file is not whole, or holds other tensors than the index says.
+        """
+        found = {file: tensor_layout(file) for file in self.weights}
+        if self.index:
+            told = _weight_map(self.index)
+            odd = {name for file, layout in found.items() for name in layout if told.get(name) != file.name}
+            _require(not odd, self.index, "tensors lie elsewhere than it says", odd)
+        return {name: shape for layout in found.values() for name, shape in layout.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Read all tensors, as they are in the files."""
+        return {name: tensor for file in self.weights for name, tensor in read_tensors(file).items()}
+
+    def size(self) -> int:
+        """Count the bytes of all weights."""
+        return sum(file.stat().st_size for file in self.weights)
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """Find a model's files; those of a model on the Hub are fetched, if they are not here yet.
 
     Args:
-        name: ``pocket``, one of ``PUBLISHED`` or a folder.
+        name: pocket, one of ``PUBLISHED``, a folder, or the full id of a model on the Hub, ``owner/name``.
     Returns:
-        The paths of ``config.json`` and ``model.safetensors``.
+        Where its files lie.
     Raises:
-        InputError: no such model, no network, a missing file or a pickle.
+        InputError: there is no such model, or it is not there in whole, or its weights are in a pickle alone.
     """
+    published = dict.fromkeys(PUBLISHED.values()) | PUBLISHED
+    if name in published:
+        repo = published[name] or name
+        return Checkpoint(_download(repo, "config.json"), (_download(repo, "model.safetensors"),))
     if name == "pocket":
         folder = Path(str(resources.files("dpo_core.pocket") / "model"))
-    elif name in PUBLISHED:
-        return _download(PUBLISHED[name], "config.json"), _download(PUBLISHED[name], "model.safetensors")
+    elif on_hub(name):
+        folder = _snapshot(name)
     else:
         folder = Path(name)
-        if not folder.is_dir():
-            known = ", ".join(["pocket", *PUBLISHED])
-            raise InputError(f"no model {name!r}: it is neither a folder nor one of {known}")
-        refuse_pickles(folder)
-    for file in ("config.json", "model.safetensors"):
+    if not folder.is_dir():
+        known = ", ".join(["pocket", *PUBLISHED])
+        raise InputError(
+            f"no model {name!r}: it is neither a folder nor one of {known}, nor the full id of a model on the Hub"
+            " (owner/name)"
+        )
+    refuse_pickles(folder, "model*.safetensors")
+    index = folder / "model.safetensors.index.json"
+    whole = (folder / WEIGHTS).is_file() or not index.is_file()
+    shards = [WEIGHTS] if whole else sorted(set(_weight_map(index).values()))
+    for file in ("config.json", *shards):
         if not (folder / file).is_file():
-            held = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
-            raise InputError(f"{folder}: no {file} (the folder holds {held}); only safetensors checkpoints are read")
-    return folder / "config.json", folder / "model.safetensors"
+            held = ", ".join(shown(p.name)[1:-1] for p in sorted(folder.iterdir())[:20]) or "nothing"
+            asked = "" if whole or file == "config.json" else f", which {index.name} names; copy all parts"
+            raise InputError(
+                f"{folder}: no {file}{asked} (the folder holds {held}); only safetensors checkpoints are read"
+            )
+    return Checkpoint(folder / "config.json", tuple(folder / shard for shard in shards), None if whole else index)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Read which tensor lies in which file beside the index."""
+    told = read_json(index, largest=2**24).get("weight_map")
+    if not isinstance(told, dict) or not told or not all(isinstance(file, str) for file in told.values()):
+        raise InputError(f"{index}: has no weight_map of tensors and files; copy it again")
+    if odd := [file for file in told.values() if not SHARD.fullmatch(file)]:
+        raise InputError(f"{index}: names {shown(odd[0])}, which is no safetensors file beside it; copy it again")
+    return told
+
+
+def on_hub(name: str) -> bool:
+    """Tell whether a name is that of a model on the Hub: published by OpenAI, or ``owner/name`` and no folder of ours.
+
+    >>> on_hub("gpt2"), on_hub("distilbert/distilgpt2"), on_hub("runs/one/final"), on_hub("checkpoints/final")
+    (True, True, False, False)
+    """
+    owner, _, repo = name.partition("/")
+    ours = repo in ("final", "adapter", "checkpoints") or Path(owner).exists()
+    return name in PUBLISHED or (REPO.fullmatch(name) is not None and not ours)
 
 
 def _download(repo: str, file: str) -> Path:
@@ -75,10 +150,25 @@ def _download(repo: str, file: str) -> Path:
     try:
         return Path(hf_hub_download(repo, file))
     except Exception as error:  # the client raises a dozen kinds; each means that the file is not to be had
-        raise InputError(
-            f"{file} of {repo} could not be fetched from the Hugging Face Hub ({type(error).__name__}: {error});"
-            " check the network, or take the model pocket, which needs none"
-        ) from error
+        raise _not_fetched(f"{file} of {repo}", error) from error
+
+
+def _snapshot(repo: str) -> Path:
+    """Fetch config, safetensors and the tokenizer's files of any other repository, and nothing else."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["config.json", WEIGHTS, "model.safetensors.index.json", "model-*.safetensors", *TOKENIZER_FILES]
+    try:
+        return Path(snapshot_download(repo, allow_patterns=wanted))
+    except Exception as error:
+        raise _not_fetched(f"{repo} is no folder here, and", error) from error
+
+
+def _not_fetched(what: str, error: Exception) -> InputError:
+    return InputError(
+        f"{what} could not be fetched from the Hugging Face Hub ({type(error).__name__}: {error});"
+        " check the spelling, check the network, or take the model pocket, which needs none"
+    )
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -98,23 +188,27 @@ def read_config(file: Path) -> dict[str, Any]:
     return raw
 
 
-def described(config: dict[str, Any]) -> dict[str, Any]:
+def described(config: dict[str, Any], end_of_text: int | None) -> dict[str, Any]:
     """Describe a model as ``config.json`` does.
 
     Args:
-        config: the fields of its ``GPTConfig``.
+        config: fields of ``GPTConfig``.
+        end_of_text: the token with which answers ended in training, so that others stop there; if it is not known, the
+            model's own.
     """
-    eos = config["vocab_size"] - 1
+    special = {name: config[name] for name in SPECIAL}
+    if end_of_text is not None:
+        kept = {name: token for name, token in special.items() if token is not None}
+        special = dict.fromkeys(SPECIAL, end_of_text) | kept | {"eos_token_id": end_of_text}
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         "activation_function": COMPUTED["activation_function"],
         "layer_norm_epsilon": COMPUTED["layer_norm_epsilon"],
         "tie_word_embeddings": True,
-        "bos_token_id": eos,
-        "eos_token_id": eos,
+        **special,
         **{f"{part}_pdrop": config["dropout"] for part in ("attn", "embd", "resid")},
-        **{key: value for key, value in config.items() if key != "dropout"},
+        **{key: value for key, value in config.items() if key not in ("dropout", *SPECIAL)},
     }
 
 

@@ -390,7 +390,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "adapter_config.json"
     if not file.is_file():
         raise InputError(f"{file}: cannot be read; name the folder of an adapter")
-    refuse_pickles(folder)
+    refuse_pickles(folder, "adapter_model.safetensors")
     raw = read_json(file)
     kinds: dict[str, Any] = {"r": int, "lora_alpha": (int, float), "target_modules": list}
     fine = all(isinstance(raw.get(key), kind) for key, kind in kinds.items())

@@ -29,10 +29,10 @@ from torch import Tensor
 
 from dpo_core.data import EncodedPair
 from dpo_core.errors import InputError
-from dpo_core.formats.files import NamedLock, atomic_write, read_json, read_tensors, reason, refuse_pickles, sync
+from dpo_core.formats.files import NamedLock, atomic_write, read_json, read_tensors, reason, sync
 from dpo_core.methods.lora import adapters, merged_copy, read_adapter, save_adapter
 from dpo_core.metrics import History
-from dpo_core.model import GPT
+from dpo_core.model import GPT, write_tokenizer
 from dpo_core.runs.processes import any_rank, rank, scatter_like, whole_on_first
 
 __all__ = [
@@ -195,26 +195,35 @@ def save_final(run: Path, model: GPT, history: History) -> None:
     """Write the trained model, its adapter if there is one, and the history into the folder of a run.
 
     ``run/final`` holds the model with an adapter merged, ``run/adapter`` the adapter alone.
-
     ``final/training.json`` keeps what ``run/config.json`` says, which the next training in this folder overwrites.
     """
     weights = whole_on_first(model.state_dict())
     if rank() == 0:
         with delayed_interrupt():  # it takes a moment, and half of it would be no use
-            save_trained(model, run / "final", run / "adapter", weights)
-            write_json(run / "final" / "training.json", read_json(run / "config.json"))
+            save_trained(model, run / "final", run / "adapter", read_json(run / "config.json"), weights)
             with atomic_write(run / "history.jsonl") as partial:
                 history.to_jsonl(partial)
             sync(run)
     any_rank(False)  # all wait until it is there
 
 
-def save_trained(model: GPT, folder: Path, adapter: Path, weights: dict[str, Tensor] | None = None) -> None:
-    """Write a model with its adapter merged, and the adapter alone if there is one, in place of an earlier one."""
+def save_trained(
+    model: GPT, folder: Path, adapter: Path, record: dict[str, Any], weights: dict[str, Tensor] | None = None
+) -> None:
+    """Write a model with its adapter merged, and the adapter alone if there is one, in place of an earlier one.
+
+    Args:
+        model: as it was trained.
+        folder: gets the model, the record as ``training.json``, and a tokenizer; ``adapter`` the adapter alone.
+        record: of the training; its ``form`` is that of the tokenizer's chat template.
+        weights: to write instead of the model's own.
+    """
     merged_copy(model, weights).save_pretrained(folder)
     shutil.rmtree(adapter, ignore_errors=True)
     if adapters(model):
         save_adapter(model, adapter, weights)
+    write_json(folder / "training.json", record)
+    write_tokenizer(model.config, folder, record.get("form", "plain"))
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -279,7 +288,6 @@ def load_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.AdamW, step
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
-        refuse_pickles(folder)
         weights = read_adapter(model, folder) if adapters(model) else GPT.from_pretrained(folder).state_dict()
         tensors = read_tensors(folder / "optimizer.safetensors")
         names = {f"{number}.{name}" for number in range(len(parameters)) for name in MOMENTS}

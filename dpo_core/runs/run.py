@@ -71,15 +71,16 @@ class Run:
         kept = kept_precision(self.folder) if self.folder and asked == "auto" else None
         return kept or asked
 
-    def identify(self, config: DPOConfig, precision: str, key: str) -> None:
+    def identify(self, config: DPOConfig, precision: str, key: str, form: str = "plain") -> None:
         """Tell this object which run it serves; the methods below need that.
 
         Args:
             config: its settings, resolved.
             precision: in which is computed.
             key: of weights and data, ``fingerprint``.
+            form: of the prompts, ``form_of``.
         """
-        self.config, self.precision, self.key = config, precision, key
+        self.config, self.precision, self.key, self.form = config, precision, key, form
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -133,7 +134,7 @@ class Run:
             any_rank(False)  # all have looked before the first process clears the folder
             remove_checkpoints(checkpoints)
         if self.folder and rank() == 0:
-            record = {"start": self.start, "key": self.key} | self.config.record()
+            record = {"start": self.start, "key": self.key, "form": self.form} | self.config.record()
             write_json(self.folder / "config.json", record)
         self.saved, self.written = time.monotonic(), 0
         return found
