@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from dpo_core.model import GPT
 from dpo_core.runs.processes import world_size
 from dpo_core.tokenizer import check_encoding
 
-__all__ = ["check_folder", "check_model", "check_resumable", "check_start", "not_finite"]
+__all__ = ["check_folder", "check_metric", "check_model", "check_resumable", "check_room", "check_start", "not_finite"]
 
 # What may differ when a run is resumed; of the precision, how it was asked for.
 CHANGEABLE = ("steps", "learning_rate", "patience", "save_every", "save_minutes", "parallel", "precision")
@@ -80,6 +82,36 @@ def check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> N
         )
 
 
+def check_room(folder: Path, checkpoint: int, final: int, kept: int) -> None:
+    """Compare the room on the disk with what a run will write.
+
+    Args:
+        folder: the run's.
+        checkpoint: bytes of one.
+        final: bytes of the model at the end.
+        kept: how many checkpoints will be added to those that are there; 0 if none is asked for.
+    Raises:
+        InputError: not even the final model fits, with one checkpoint if there is to be any.
+    """
+    free = shutil.disk_usage(folder).free
+    needed = kept * checkpoint + final
+    if free >= needed:
+        return
+    sizes = f"a checkpoint takes {_size(checkpoint)}, the final model {_size(final)}; {_size(free)} are free"
+    remedy = "make room, choose another output folder, or train an adapter (LoRA), whose checkpoints are small"
+    if free < min(kept, 1) * checkpoint + final:
+        raise InputError(f"{folder}: no room there for this run ({sizes}); {remedy}")
+    warnings.warn(
+        f"{folder}: the run needs {_size(needed)} there for {kept} checkpoints and the final model ({sizes});"
+        f" it begins, and may find no room later; {remedy}",
+        stacklevel=2,
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
 def check_resumable(folder: Path, state: dict[str, Any], config: DPOConfig, precision: str, key: str) -> None:
     """Refuse a checkpoint from which a run with these settings cannot go on.
 
@@ -106,6 +138,11 @@ def check_resumable(folder: Path, state: dict[str, Any], config: DPOConfig, prec
         raise InputError(f"{folder} was written with other settings ({'; '.join(changed)}); resume with the same")
     if (computed := state.get("precision", precision)) != precision:
         raise InputError(f"{folder} was computed in {computed}, this would be {precision}; resume with the same")
+    if state["step"] > config.steps:
+        raise InputError(
+            f"{folder} is of step {state['step']}, and steps is {config.steps}: more are taken already; raise steps, or"
+            " leave it as it was"
+        )
     if state["key"] != key:
         raise InputError(f"{folder} was trained from other weights or on other data; resume with the same")
 
@@ -128,6 +165,20 @@ def check_start(metrics: dict[str, Tensor], precision: str) -> None:
             f"policy and reference differ by {gaps.max():.4f} nats before the first step, where they must be the"
             " same; the model was changed after the trainer was made: make a new trainer"
         )
+
+
+def check_metric(config: DPOConfig, row: dict[str, float]) -> None:
+    """Refuse the row of an evaluation that lacks the metric by which patience compares evaluations.
+
+    Args:
+        config: the settings.
+        row: just logged.
+    Raises:
+        InputError: it is not there.
+    """
+    metric = config.metric_for_best_model
+    if config.patience and metric not in row and "eval_loss" in row:
+        raise InputError(f"no metric {metric!r} in the row of step {row['step']:.0f}; it has {', '.join(row)}")
 
 
 def not_finite(step: int, pairs: Sequence[PreferencePair], saved: str) -> InputError:

@@ -10,18 +10,15 @@ are learned with the same fine curves. Only reading or judging answers shows tha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpo_core.errors import InputError
 from dpo_core.metrics import History
+from dpo_core.runs.still import LN2, REMEDY, ROUNDING, STILL, distance, unmoved
 
 __all__ = ["Finding", "LEARNING", "MACHINERY", "Rule", "diagnose"]
 
-LN2 = math.log(2)  # the loss of a policy that equals its reference, and of one that guesses
-ROUNDING = 1e-5  # a reward below it is float32's rounding of a sum of some hundred nats, times beta
-STILL = 0.1  # nats: whole answers have kept their probability to within a tenth
 HIGH_LOSS = LN2 + 0.1  # clearly worse than not to have moved at all
 NOISE_FLOOR = 0.673  # nats, -0.6 ln 0.6 - 0.4 ln 0.4: the least loss on new pairs of which 40 % are mislabelled
 NEAR_HALF = (0.4, 0.6)  # the accuracy of a judge whom 40 % of the labels contradict, or who guesses
@@ -91,9 +88,8 @@ class Curves:
         return max(abs(row[name]) for row in self.history.rows for name in names if name in row)
 
     def distance(self) -> float:
-        """Measure how far the policy went, in nats: by the KL on its samples or the log-ratio of chosen answers."""
-        names = self.names & {"kl/policy_ref", "eval_logps/chosen_delta"}
-        return max(abs(self.end(name)) for name in names)
+        """Measure how far the policy went, in nats, where that was measured."""
+        return distance(self.history) or 0.0
 
 
 @dataclass(frozen=True)
@@ -229,11 +225,7 @@ def _harmful(c: Curves) -> str | None:
 
 
 def _too_low(c: Curves) -> str | None:
-    loss = c.end("eval_loss")
-    if c.distance() > STILL or abs(loss - LN2) > 0.02 or c.largest("rewards/chosen", "rewards/rejected") < ROUNDING:
-        return None
-    steps = c.history.rows[-1]["step"]
-    return f"after {steps:.0f} steps the policy is {c.distance():.1g} nats away and the held-out loss {loss:.4f}"
+    return unmoved(c.history)
 
 
 def _fell(c: Curves) -> str | None:
@@ -285,9 +277,9 @@ LEARNING: dict[str, Rule] = {
         "stop earlier, lower the learning rate or raise beta; use pairs that the model itself might have written",
     ),
     "learning rate too low": Rule(
-        ("rewards/chosen", "rewards/rejected", "eval_loss", "eval_logps/chosen_delta"),
+        ("loss",),
         _too_low,
-        "multiply the learning rate by 3 to 10, or train longer",
+        REMEDY,
     ),
     "harmless displacement": Rule(
         ("samples/odd", "eval_logps/chosen_delta", "eval_rewards/margins"),
