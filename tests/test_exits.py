@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -88,7 +89,8 @@ def test_an_error_is_answered_by_a_checkpoint_from_which_the_run_goes_on_as_if_n
 
 def test_an_error_while_evaluating_keeps_what_the_next_row_averages(run, whole):
     trainer = kills.trainer_in(run, lora=False)
-    trainer.evaluate = lambda: {} if trainer.global_step == 0 else fail()
+    evaluate = trainer.evaluate
+    trainer.evaluate = lambda: evaluate() if trainer.global_step == 0 else fail()
     with pytest.raises(RuntimeError):
         trainer.train(progress=False)
     assert newest(run) == ["step-000006"]
@@ -165,7 +167,10 @@ def test_a_signal_saves_and_ends_the_program_as_that_signal_does(run, whole, nam
     assert_same_run(run, whole)
 
 
-def test_a_second_ctrl_c_ends_at_once_and_saves_nothing(run):
+def test_a_second_ctrl_c_ends_at_once_and_saves_nothing(run, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script's background jobs lack
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     def twice():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -267,8 +272,8 @@ def test_the_exit_status_of_commands_whose_reader_went_away(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     kills.trainer_in(None, lora=False).model.save_pretrained("model")
     monkeypatch.setitem(ENCODINGS, "bytes", kills.byte_encoding)
-    text = Path("model/config.json").read_text()
-    Path("model/config.json").write_text(text.replace("{", '{"tokenizer": "bytes", ', 1))
+    config = Path("model/config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tokenizer": "bytes"}))
     save_pairs("pairs.jsonl", [PreferencePair(f"Ask {i}?", "Yes.", "No.") for i in range(8)])
     train = ["train", "--data", "pairs.jsonl", "--model", "model", "--steps", "2"]
     monkeypatch.setattr(sys, "stdout", Closed(0))
@@ -288,20 +293,22 @@ def room(monkeypatch):
 
 def test_a_disk_on_which_not_even_one_checkpoint_fits_is_refused_before_the_first_step(run, room):
     room(100_000)
-    with pytest.raises(InputError, match=r"run: no room there .*checkpoint takes 0.4 MB, the final.*0.1 MB are free"):
+    with pytest.raises(
+        InputError, match=r"run: no room there .*checkpoint takes 135 kB, the final model 33.8 kB; 100 kB"
+    ):
         kills.trainer_in(run, lora=False).train(progress=False)
     assert not (run / "history.jsonl").exists() and not (run / "config.json").exists()
 
 
 def test_a_disk_that_will_be_full_is_told_at_the_start(run, whole, room):
-    room(800_000)
-    with pytest.warns(UserWarning, match=r"needs 1.\d MB there for 3 checkpoints .*0.8 MB are free.*make room"):
+    room(300_000)
+    with pytest.warns(UserWarning, match=r"needs 439 kB there for 3 checkpoints .*300 kB are free.*make room"):
         kills.trainer_in(run, lora=False).train(progress=False)
     assert_same_run(run, whole)
 
 
 def test_an_adapter_needs_little(run, room):
-    room(400_000)
+    room(100_000)
     kills.trainer_in(run, lora=True).train(progress=False)
 
 

@@ -109,7 +109,8 @@ def check_room(folder: Path, checkpoint: int, final: int, kept: int) -> None:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if count >= unit), (1e3, "kB"))
+    return f"{count / unit:.3g} {name}"
 
 
 def check_resumable(folder: Path, state: dict[str, Any], config: DPOConfig, precision: str, key: str) -> None:

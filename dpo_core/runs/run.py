@@ -35,6 +35,7 @@ from dpo_core.runs.checkpoint import (
     write_json,
 )
 from dpo_core.runs.checks import check_folder, check_resumable, check_room
+from dpo_core.runs.exits import lasting_output
 from dpo_core.runs.processes import any_rank, rank, world_size
 
 __all__ = ["Run"]
@@ -103,7 +104,7 @@ class Run:
             compute: gives them by name of the set.
         """
         file = self.folder and self.folder / "reference.safetensors"
-        with self.locked():
+        with self.locked(), lasting_output():
             return cached(file, f"{self.key} {device.type} {world_size()}", compute)
 
     def begin(
