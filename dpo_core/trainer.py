@@ -33,7 +33,7 @@ from dpo_core.methods.lora import adapter_off, adapters
 from dpo_core.metrics import History, MetricSums, preference_metrics
 from dpo_core.model import GPT
 from dpo_core.runs.checkpoint import fingerprint, trainable_state
-from dpo_core.runs.checks import check_metric, check_model, check_start, not_finite
+from dpo_core.runs.checks import check_metric, check_model, check_start, not_finite, pairs_from
 from dpo_core.runs.exits import Interrupt, delayed_interrupt, lasting_output, saved_on_error
 from dpo_core.runs.processes import Processes, any_rank, copy_of
 from dpo_core.runs.run import Run
@@ -80,8 +80,8 @@ class DPOTrainer:
         val_pairs: Sequence[PreferencePair] | None = None,
     ) -> None:
         self.model, self.encoding, self.loss = model, encoding, config.pair_loss()
-        self.run = Run(output, model.origin)
         check_model(model, encoding, config)
+        self.run = Run(output, model.origin)
         self.max_length = config.max_length or model.config.n_positions
         self.audit = self.encode(pairs)
         self.val_audit = None if val_pairs is None else self.encode(val_pairs)
@@ -318,7 +318,7 @@ class DPOTrainer:
 
     def encode(self, pairs: Sequence[Any]) -> Audit:
         """Encode the given pairs, and drop those from which nothing can be learned."""
-        return audit_pairs(pairs, self.encoding, self.max_length)
+        return audit_pairs(pairs_from(pairs), self.encoding, self.max_length)
 
     def example(self) -> PairLogps:
         """Make the log-probs of one pair, to try the loss on."""

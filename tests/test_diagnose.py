@@ -95,6 +95,7 @@ def test_under_a_schedule_evaluations_at_the_first_beta_are_not_compared():
 
 
 SICK = {
+    "numbers that are none": {"grad_norm": float("nan"), "loss": float("nan")},
     "frozen policy": UNMOVED | {"weights/changed": 0.0},
     "moving reference": STILL,
     "dropout on": {"loss": 1.8, "rewards/chosen": -3.2, "rewards/rejected": -3.0, "rewards/margins": -0.2},

@@ -22,6 +22,7 @@ import tiktoken
 import torch
 from safetensors import SafetensorError
 
+from dpo_core.cli.diagnosis import run_diagnose
 from dpo_core.cli.flags import build_parser
 from dpo_core.cli.keyboard import ask_which, pocket_pairs, sampled_pairs, typed_pairs
 from dpo_core.config import DPOConfig, default_learning_rate
@@ -390,5 +391,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "generate": _generate,
     "evaluate": _evaluate,
+    "diagnose": run_diagnose,
     "pocket": _pocket,
 }

@@ -203,6 +203,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=_Read(SEED), default=0, help="of the sampling")
     add("--json", type=Path, metavar="FILE", help="write the figures there, too")
 
+    add = command("diagnose", "Say what a training's curves tell: what is wrong, by which numbers, and what helps.")
+    text = "a run's folder, its history.jsonl, or a trainer_state.json of TRL, LLaMA-Factory or axolotl, or its folder"
+    add("log", type=Path, metavar="LOG", help=text)
+
     add = command("pocket", "Rebuild the shipped pocket model from its world.")
     add("--output", type=Path, required=True, help="folder to write to")
     add("--seed", type=_Read(SEED), default=0, help="of everything")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,22 @@ from torch import Tensor
 
 from dpo_core.config import DPOConfig, recorded_settings
 from dpo_core.errors import InputError, shown
-from dpo_core.formats.pairs import PreferencePair
+from dpo_core.formats.pairs import LabelledAnswer, PreferencePair, load_labels, read_pair
 from dpo_core.methods.lora import adapters
 from dpo_core.model import GPT
 from dpo_core.runs.processes import world_size
 from dpo_core.tokenizer import check_encoding
 
-__all__ = ["check_folder", "check_metric", "check_model", "check_resumable", "check_room", "check_start", "not_finite"]
+__all__ = [
+    "check_folder",
+    "check_metric",
+    "check_model",
+    "check_resumable",
+    "check_room",
+    "check_start",
+    "not_finite",
+    "pairs_from",
+]
 
 # What may differ when a run is resumed; of the precision, how it was asked for.
 CHANGEABLE = ("steps", "learning_rate", "patience", "save_every", "save_minutes", "parallel", "precision")
@@ -41,6 +50,48 @@ def check_folder(output: Path, start: str) -> None:
         raise InputError(f"{output} holds the model that training starts from; choose another output folder")
 
 
+def pairs_from(given: Any) -> list[Any]:
+    """Take preferences as people have them at hand: ours, dicts as lines of a file, or the path of a file.
+
+    Args:
+        given: ``PreferencePair``, ``LabelledAnswer`` or dicts, in a list or another iterable such as a ``Dataset``; or
+            a path.
+    Returns:
+        ``PreferencePair`` or ``LabelledAnswer``.
+    Raises:
+        InputError: it is something else.
+
+    >>> pairs_from([{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}])[0].chosen
+    'Because.'
+    """
+    if isinstance(given, (str, Path)):
+        return [*load_labels(given)]
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise InputError(
+            f"pairs are {shown(given)}; give a list of PreferencePair or of dicts with prompt, chosen and rejected, or"
+            " what load_pairs(path) returns"
+        )
+    return [_pair_from(item, number) for number, item in enumerate(given, start=1)]
+
+
+def _pair_from(item: Any, number: int) -> Any:
+    if isinstance(item, Mapping) and "completion" in item:
+        item = LabelledAnswer(*(item.get(name) for name in ("prompt", "completion", "label")))  # type: ignore[arg-type]
+    elif isinstance(item, Mapping):
+        try:
+            return PreferencePair(*read_pair(dict(item)), f"pair {number}")
+        except InputError as error:
+            raise InputError(f"pair {number}: {error}") from error
+    texts = [getattr(item, name, None) for name in ("prompt", "chosen", "rejected")]
+    wanted = "a PreferencePair or a dict, with text as prompt, chosen and rejected"
+    if isinstance(item, LabelledAnswer):
+        texts = [item.prompt, item.completion if isinstance(item.label, bool) else None]
+        wanted = "a LabelledAnswer or a dict, with text as prompt and completion, and a label, True or False"
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"pair {number} is {item!r:.60}; it must be {wanted}")
+    return item
+
+
 def check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> None:
     """Refuse a model that cannot be trained with these settings.
 
@@ -52,6 +103,10 @@ def check_model(model: GPT, encoding: tiktoken.Encoding, config: DPOConfig) -> N
         InputError: it has dropout, is not in float32 or all frozen, its adapter or encoding does not fit, the length is
             more than it has positions, or there are more processes than pairs in a step.
     """
+    if not isinstance(model, GPT):
+        raise InputError(
+            f"the model is {model!r:.60}, not a GPT of dpo_core; load one: GPT.from_pretrained(name or folder)"
+        )
     positions = model.config.n_positions
     if model.config.dropout:
         raise InputError(f"the model has dropout {model.config.dropout}; DPO compares log-probs, so it must be 0")

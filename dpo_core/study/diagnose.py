@@ -10,6 +10,7 @@ are learned with the same fine curves. Only reading or judging answers shows tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from dpo_core.errors import InputError
 from dpo_core.metrics import History
 from dpo_core.runs.still import LN2, REMEDY, ROUNDING, STILL, distance, unmoved
 
-__all__ = ["Finding", "LEARNING", "MACHINERY", "Rule", "diagnose"]
+__all__ = ["Finding", "LEARNING", "MACHINERY", "Rule", "diagnose", "unasked"]
 
 HIGH_LOSS = LN2 + 0.1  # clearly worse than not to have moved at all
 NOISE_FLOOR = 0.673  # nats, -0.6 ln 0.6 - 0.4 ln 0.4: the least loss on new pairs of which 40 % are mislabelled
@@ -46,8 +47,8 @@ class Curves:
 
     def __init__(self, history: History) -> None:
         self.names = {name for row in history.rows if row["step"] > 0 for name in row}
-        if any(row["step"] == 0 and abs(row.get("loss", LN2) - LN2) > 0.01 for row in history.rows):
-            self.names -= {"loss", "eval_loss"}  # of another family than DPO's, at a level that means something else
+        if any(_other_family(row) for row in history.rows[:2]):
+            self.names -= {"loss", "eval_loss"}  # at a level that means something else
         if len({row["beta"] for row in history.rows if row["step"] > 0 and "beta" in row}) > 1:
             # Evaluations keep the first beta: beside those of training these say nothing.
             self.names -= {"eval_loss", "eval_rewards/chosen", "eval_rewards/rejected"}
@@ -92,6 +93,13 @@ class Curves:
         return distance(self.history) or 0.0
 
 
+def _other_family(row: dict[str, float]) -> bool:
+    """Tell by a row in which policy and reference are still equal, or nearly so, that the loss is not of DPO's kind."""
+    near = all(abs(row.get(name, math.inf)) < 0.02 for name in ("rewards/chosen", "rewards/rejected"))
+    tolerance = 0.01 if row["step"] == 0 else 0.1 if near else math.inf
+    return abs(row.get("loss", LN2) - LN2) > tolerance
+
+
 @dataclass(frozen=True)
 class Rule:
     """Metrics without which it is silent; what it sees in them, or None; and what helps."""
@@ -103,6 +111,16 @@ class Rule:
 
 
 # Faults of the program
+
+
+def _not_finite(c: Curves) -> str | None:
+    rows = [row for row in c.history.rows if not math.isfinite(row.get("loss", 0.0))]
+    if rows:
+        return f"the loss is {rows[0]['loss']} at step {rows[0]['step']:.0f}"
+    norms = [row for row in c.history.rows if "grad_norm" in row][-1:]  # single ones are fp16's scale that is too high
+    if norms and not math.isfinite(norms[0]["grad_norm"]):
+        return f"the gradient's norm is {norms[0]['grad_norm']} at step {norms[0]['step']:.0f}, the last"
+    return None
 
 
 def _frozen(c: Curves) -> str | None:
@@ -142,6 +160,11 @@ def _half_precision(c: Curves) -> str | None:
 
 
 MACHINERY: dict[str, Rule] = {
+    "numbers that are none": Rule(
+        ("loss",),
+        _not_finite,
+        "compute in bf16 or float32, not fp16; divide the learning rate by 10; look for pairs without an answer",
+    ),
     "frozen policy": Rule(
         ("rewards/chosen", "rewards/rejected", "grad_norm"),
         _frozen,
@@ -317,6 +340,21 @@ def diagnose(history: History) -> list[Finding]:
         raise InputError("the history holds no step with a loss; train first")
     curves = Curves(history)
     return _apply(MACHINERY, curves) or _apply(LEARNING, curves)
+
+
+def unasked(history: History) -> dict[str, list[str]]:
+    """List the rules that had to keep silent, each with the metrics that it lacked.
+
+    Args:
+        history: as of ``diagnose``.
+
+    >>> history = History([{"step": 50, "loss": 0.6, "eval_loss": 0.7}])
+    >>> unasked(history)["swapped labels"]
+    ['rewards/margins', 'eval_rewards/margins', 'eval_rewards/accuracies']
+    """
+    names, rules = Curves(history).names, MACHINERY | LEARNING
+    lacking = {name: [metric for metric in rule.needs if metric not in names] for name, rule in rules.items()}
+    return {name: metrics for name, metrics in lacking.items() if metrics}
 
 
 def _apply(rules: dict[str, Rule], curves: Curves) -> list[Finding]:

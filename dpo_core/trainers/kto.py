@@ -20,6 +20,7 @@ from dpo_core.losses import PairLogps
 from dpo_core.methods.kto import mismatch
 from dpo_core.model import GPT
 from dpo_core.runs.checkpoint import fingerprint
+from dpo_core.runs.checks import pairs_from
 from dpo_core.trainer import Callback, DPOTrainer
 
 __all__ = ["KTOTrainer", "LabelAudit", "audit_labels", "mismatched_pairs"]
@@ -70,6 +71,7 @@ class KTOTrainer(DPOTrainer):
 
     def encode(self, pairs: Answers) -> Audit:
         """Encode pairs or labelled answers, and weed out."""
+        pairs = pairs_from(pairs)
         labelled = [answer for answer in pairs if isinstance(answer, LabelledAnswer)]
         if labelled and len(labelled) < len(pairs):
             raise InputError("pairs and labelled answers are mixed; give one kind, or label each answer of the pairs")
