@@ -1,6 +1,7 @@
 """The diagnosis of a run by its curves; ``dpo_core.study.setup_check`` looks before the first step.
 
-Each rule is a small function that looks at the numbers and says what it saw, or nothing. ``MACHINERY`` holds the faults
+Each rule is a small function that looks at the numbers and says what it saw, or nothing. ``NUMBERS`` asks whether they
+are numbers at all. ``MACHINERY`` holds the faults
 of the program; where one is found nothing else is said, since a curve drawn by a broken machine tells nothing about
 learning. ``LEARNING`` holds the faults of data and settings. Thresholds stand at the top, each with its reason.
 
@@ -18,7 +19,7 @@ from dpo_core.errors import InputError
 from dpo_core.metrics import History
 from dpo_core.runs.still import LN2, REMEDY, ROUNDING, STILL, distance, unmoved
 
-__all__ = ["Finding", "LEARNING", "MACHINERY", "Rule", "diagnose", "unasked"]
+__all__ = ["Finding", "LEARNING", "MACHINERY", "NUMBERS", "Rule", "diagnose", "unasked"]
 
 HIGH_LOSS = LN2 + 0.1  # clearly worse than not to have moved at all
 NOISE_FLOOR = 0.673  # nats, -0.6 ln 0.6 - 0.4 ln 0.4: the least loss on new pairs of which 40 % are mislabelled
@@ -110,7 +111,7 @@ class Rule:
     note: bool = False
 
 
-# Faults of the program
+# Numbers that are none
 
 
 def _not_finite(c: Curves) -> str | None:
@@ -121,6 +122,18 @@ def _not_finite(c: Curves) -> str | None:
     if norms and not math.isfinite(norms[0]["grad_norm"]):
         return f"the gradient's norm is {norms[0]['grad_norm']} at step {norms[0]['step']:.0f}, the last"
     return None
+
+
+NUMBERS: dict[str, Rule] = {
+    "not finite": Rule(
+        ("loss",),
+        _not_finite,
+        "compute in bf16 or float32, not fp16; divide the learning rate by 10; look for pairs without an answer",
+    ),
+}
+
+
+# Faults of the program
 
 
 def _frozen(c: Curves) -> str | None:
@@ -160,11 +173,6 @@ def _half_precision(c: Curves) -> str | None:
 
 
 MACHINERY: dict[str, Rule] = {
-    "numbers that are none": Rule(
-        ("loss",),
-        _not_finite,
-        "compute in bf16 or float32, not fp16; divide the learning rate by 10; look for pairs without an answer",
-    ),
     "frozen policy": Rule(
         ("rewards/chosen", "rewards/rejected", "grad_norm"),
         _frozen,
@@ -339,7 +347,7 @@ def diagnose(history: History) -> list[Finding]:
     if not any(row["step"] > 0 and "loss" in row for row in history.rows):
         raise InputError("the history holds no step with a loss; train first")
     curves = Curves(history)
-    return _apply(MACHINERY, curves) or _apply(LEARNING, curves)
+    return _apply(NUMBERS, curves) or _apply(MACHINERY, curves) or _apply(LEARNING, curves)
 
 
 def unasked(history: History) -> dict[str, list[str]]:
@@ -352,7 +360,7 @@ def unasked(history: History) -> dict[str, list[str]]:
     >>> unasked(history)["swapped labels"]
     ['rewards/margins', 'eval_rewards/margins', 'eval_rewards/accuracies']
     """
-    names, rules = Curves(history).names, MACHINERY | LEARNING
+    names, rules = Curves(history).names, NUMBERS | MACHINERY | LEARNING
     lacking = {name: [metric for metric in rule.needs if metric not in names] for name, rule in rules.items()}
     return {name: metrics for name, metrics in lacking.items() if metrics}
 
