@@ -20,6 +20,7 @@ from dpo_core.cli import main
 from dpo_core.errors import InputError
 from dpo_core.formats.pairs import PreferencePair, save_pairs
 from dpo_core.metrics import History
+from dpo_core.model import GPT
 from dpo_core.runs.checkpoint import list_checkpoints
 from dpo_core.runs.exits import BROKEN_PIPE, Lasting, delayed_interrupt, lasting_output
 from dpo_core.tokenizer import ENCODINGS
@@ -310,6 +311,20 @@ def test_a_disk_that_will_be_full_is_told_at_the_start(run, whole, room):
 def test_an_adapter_needs_little(run, room):
     room(100_000)
     kills.trainer_in(run, lora=True).train(progress=False)
+
+
+def test_for_lack_of_room_the_final_model_takes_that_of_the_older_checkpoint(run, whole, monkeypatch):
+    save = GPT.save_pretrained
+
+    def full(model, folder):
+        if Path(folder).name == "final" and len(list_checkpoints(run)) > 1:
+            raise OSError(28, "No space left on device")
+        save(model, folder)
+
+    monkeypatch.setattr(GPT, "save_pretrained", full)
+    kills.train(run, lora=False)
+    assert_same_run(run, whole)
+    assert [folder.name for folder in list_checkpoints(run)] == ["step-000024"]
 
 
 # Too few steps

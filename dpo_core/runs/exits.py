@@ -32,6 +32,7 @@ __all__ = [
 BROKEN_PIPE = 128 + 13  # the exit status of a program whose reader went away: 128 and the number of SIGPIPE
 # Ctrl-C; what schedulers, containers and kill send; what a terminal or a connection sends as it closes.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+IGNORED = [(number, signal.SIG_IGN) for number in SIGNALS if number != signal.SIGINT]
 
 
 class Interrupt(threading.Event):
@@ -69,8 +70,8 @@ def delayed_interrupt() -> Iterator[Interrupt]:
         return
     # What nohup or a parent has set to be ignored stays so; Ctrl-C is ignored in a script's background jobs, where
     # kill -INT is meant.
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    before = {n: handler for n, handler in before.items() if n == signal.SIGINT or handler is not signal.SIG_IGN}
+    found = {number: signal.getsignal(number) for number in SIGNALS}  # None: not of Python's making
+    before = {number: kept for number, kept in found.items() if kept is not None and (number, kept) not in IGNORED}
 
     def restore() -> None:
         for number, handler in before.items():

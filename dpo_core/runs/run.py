@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dpo_core.config import DPOConfig
@@ -232,11 +233,19 @@ class Run:
         return f"saved as {folder}, from where train(resume=True) goes on"
 
     def finish(self, model: GPT, history: History) -> None:
-        """Write the final model and the history.
+        """Write the final model and the history; where there is no room, in place of the older checkpoints.
 
         Args:
             model: as it is now.
             history: all rows.
         """
-        if self.folder:
+        if self.folder is None:
+            return
+        try:
+            save_final(self.folder, model, history)
+        except (OSError, SafetensorError, InputError):
+            older = list_checkpoints(self.folder)[:-1]
+            if world_size() > 1 or not older:
+                raise
+            remove_checkpoints(older)
             save_final(self.folder, model, history)
