@@ -58,9 +58,10 @@ def unmoved(history: History) -> str | None:
             return None
         return f"{steps} the policy is {went:.1g} nats away and the held-out loss {held_out[-1]:.4f}"
     losses = [row["loss"] for row in rows if "loss" in row]
-    gap = max((abs(loss - LN2) for loss in losses), default=math.inf)
-    if len(losses) < ROWS or not gap <= NEAR_LN2 or max(rewards, default=0.0) > SMALL_REWARD:
+    near = all(abs(loss - LN2) <= NEAR_LN2 for loss in losses)  # which no NaN is
+    if len(losses) < ROWS or not near or max(rewards, default=0.0) > SMALL_REWARD:
         return None
+    gap = max(abs(loss - LN2) for loss in losses)
     return f"{steps} the loss is {losses[-1]:.4f}, and never was further than {gap:.4f} from ln 2 = {LN2:.4f}"
 
 
