@@ -43,10 +43,10 @@ def report(history: History, width: int = 120) -> str:
     2 rows, to step 100
     step   100 | loss: 9.3000
     <BLANKLINE>
-    found           by these numbers                   what helps
-    learning rate   a loss of 9.30, above the 0.69 of  divide the learning rate by
-    too high        a model that was never trained     3 to 10, and start again
-                                                       from the reference
+    found          by these numbers                   what helps
+    learning rate  a loss of 9.30, above the 0.69 of  divide the learning rate
+    too high       a model that was never trained     by 3 to 10, and start
+                                                      again from the reference
     <BLANKLINE>
     """
     findings, last = diagnose(history), [row for row in history.rows if "loss" in row][-1]
