@@ -132,6 +132,11 @@ def check_encoding(encoding: tiktoken.Encoding, name: str, vocab_size: int) -> N
 
     >>> check_encoding(load_tokenizer("pocket"), "pocket", 4096)
     """
+    if not isinstance(encoding, tiktoken.Encoding):
+        raise InputError(
+            f"the tokenizer is a {type(encoding).__name__}, where a tiktoken.Encoding must be; use"
+            " load_tokenizer(model.config.tokenizer)"
+        )
     if encoding.name in set(ENCODINGS) - {name} or encoding.n_vocab > vocab_size:
         raise InputError(
             f"the encoding is {encoding.name!r} with {encoding.n_vocab} tokens, but the model's is {name!r} with"

@@ -1,8 +1,6 @@
 """The DPO trainer: reference log-probs once, then one readable step.
 
-A run's folder holds ``final/`` (the model, Hugging Face layout), ``history.jsonl``, ``config.json``, the cached
-``reference.safetensors`` and ``checkpoints/step-000100/``. With LoRA, ``adapter/`` stands beside a
-``final/`` in which it is merged. Under ``torchrun`` the processes share each step's pairs; the first prints and writes.
+Under ``torchrun`` the processes share each step's pairs; the first prints and writes. ``runs`` says what is written.
 """
 
 from __future__ import annotations
@@ -30,12 +28,14 @@ from dpo_core.kernels.precision import Precision, choose
 from dpo_core.logprobs import pair_logps, reference_logps
 from dpo_core.losses import PairLogps
 from dpo_core.methods.lora import adapter_off, adapters
-from dpo_core.metrics import History, MetricSums, log_line, preference_metrics
+from dpo_core.metrics import History, MetricSums, preference_metrics
 from dpo_core.model import GPT
-from dpo_core.runs.checkpoint import delayed_interrupt, fingerprint, trainable_state
-from dpo_core.runs.checks import check_model, check_start, not_finite
+from dpo_core.runs.checkpoint import fingerprint, trainable_state
+from dpo_core.runs.checks import check_metric, check_model, check_start, not_finite, pairs_from
+from dpo_core.runs.exits import Interrupt, delayed_interrupt, lasting_output, saved_on_error
 from dpo_core.runs.processes import Processes, any_rank, copy_of
 from dpo_core.runs.run import Run
+from dpo_core.runs.still import console_lines
 from dpo_core.tokenizer import form_of
 
 __all__ = ["Callback", "DPOTrainer"]
@@ -79,8 +79,8 @@ class DPOTrainer:
         val_pairs: Sequence[PreferencePair] | None = None,
     ) -> None:
         self.model, self.encoding, self.loss = model, encoding, config.pair_loss()
-        self.run = Run(output, model.origin)
         check_model(model, encoding, config)
+        self.run = Run(output, model.origin)
         self.max_length = config.max_length or model.config.n_positions
         self.audit = self.encode(pairs)
         self.val_audit = None if val_pairs is None else self.encode(val_pairs)
@@ -99,14 +99,15 @@ class DPOTrainer:
         self.reference_model = copy.deepcopy(model).requires_grad_(False) if config.reference == "live" else None
         self.processes = Processes(model, config.parallel)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, weight_decay=config.weight_decay, fused=model.device.type in FUSED_ADAMW
-        )
+        fused = model.device.type in FUSED_ADAMW
+        self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=config.weight_decay, fused=fused)
         self.global_step = 0  # optimiser steps taken
         self.history, self.sums = History(), MetricSums()  # the rows so far, and what goes into the next one
         self.metrics: dict[str, Tensor] = {}  # (B,) of the last step's pairs, in the order of its passes
         self.best: dict[str, Tensor] | None = None  # weights of the best evaluation, if there is patience
         self.stop = False  # a callback may set it
+        self.check_start = check_start  # of policy and reference; the museum has runs in which they differ
+        self._best_by = config.patience, config.metric_for_best_model
         self.reference = self.run.cached_reference(model.device, self.score_sets)
 
     # A step
@@ -220,21 +221,23 @@ class DPOTrainer:
             InputError: a loss or gradient is not finite, there is nothing to resume, checkpoints stand in the way,
                 another process trains there, or a checkpoint cannot be written (then ``train`` can be called again).
             KeyboardInterrupt: after Ctrl-C, once the step is done and a checkpoint is written.
+            SystemExit: the same after SIGTERM or SIGHUP. An error of anything else is raised after a checkpoint, too.
         """
         progress, callbacks = progress and self.processes.first, [*callbacks]
-        with self.run.locked():
+        with self.run.locked(), lasting_output():
             self._begin(resume)
-            self._loop(progress, callbacks)
-            self._finish()
+            with delayed_interrupt() as interrupted:
+                self._loop(progress, callbacks, interrupted)
+                self._finish()
         return self.history
 
-    def _loop(self, progress: bool, callbacks: Sequence[Callback]) -> None:
-        config, patience, metric = self.config, self.config.patience, self.config.metric_for_best_model
+    def _loop(self, progress: bool, callbacks: Sequence[Callback], interrupted: Interrupt) -> None:
+        config = self.config
         order = batches(len(self.training), config.batch_size * config.grad_accum, config.seed)
         order = islice(order, self.global_step, None)
         bar = tqdm(total=config.steps, initial=self.global_step, disable=None if progress else True)
-        with bar, delayed_interrupt() as interrupted:
-            while self.global_step < config.steps and not (self.stop or self.history.stalled(patience, metric)):
+        with bar, saved_on_error(self.optimizer, interrupted, self._rescue) as moving:
+            while self.global_step < config.steps and not (self.stop or self.history.stalled(*self._best_by)):
                 indices = next(order)
                 if self.global_step == 0:
                     self._log(self.first_row(indices) | self.evaluate(), progress, callbacks)
@@ -244,15 +247,17 @@ class DPOTrainer:
                 while not math.isfinite(grad_norm := self.step(indices, beta, learning_rate)):
                     self._retry_or_refuse(indices)
                 self.global_step += 1
+                moving.clear()
                 bar.update()
                 if self.due(config.log_every) or self.due(config.eval_every):
                     row = self.sums.means() | {"grad_norm": grad_norm, "learning_rate": learning_rate, "beta": beta}
+                    row |= self.evaluate() if self.due(config.eval_every) else {}
                     self.sums = MetricSums()
-                    self._log(row | (self.evaluate() if self.due(config.eval_every) else {}), progress, callbacks)
+                    self._log(row, progress, callbacks)
                 if any_rank(self.run.save_due(self.global_step)):
                     self.save()
                 if any_rank(interrupted.is_set()):
-                    raise KeyboardInterrupt(f"stopped after step {self.global_step}; {self.save()}")
+                    raise interrupted.stop(f"stopped after step {self.global_step}; {self.save()}")
 
     def due(self, every: int | None) -> bool:
         """Tell whether something is due now that happens every so many steps, and at the last one."""
@@ -260,17 +265,18 @@ class DPOTrainer:
 
     def _log(self, row: dict[str, float], progress: bool, callbacks: Sequence[Callback]) -> None:
         self.history.log(self.global_step, **row)
-        for callback in callbacks:
-            self.history.log(self.global_step, **callback(self, self.global_step, self.history.rows[-1]) or {})
+        row, (patience, metric) = self.history.rows[-1], self._best_by
+        try:
+            for callback in callbacks:
+                self.history.log(self.global_step, **callback(self, self.global_step, row) or {})
+        finally:  # an error in a callback costs neither the row nor the best weights
+            if patience and self.history.kept_row(patience, metric) is row:
+                self.best = copy_of(trainable_state(self.model))
+            self.run.write_history(self.history)
         self.stop = any_rank(self.stop)
-        row, patience, metric = self.history.rows[-1], self.config.patience, self.config.metric_for_best_model
-        if patience and metric not in row and "eval_loss" in row:
-            raise InputError(f"no metric {metric!r} in the row of step {self.global_step}; it has {', '.join(row)}")
-        if patience and self.history.kept_row(patience, metric) is row:
-            self.best = copy_of(trainable_state(self.model))
-        self.run.write_history(self.history)
+        check_metric(self.config, row)
         if progress:
-            tqdm.write(log_line(row))
+            tqdm.write(console_lines(self.history, self.config.steps))
 
     def first_row(self, indices: Sequence[int]) -> dict[str, float]:
         """Average the metrics before any update, and check that the policy is the reference.
@@ -284,17 +290,9 @@ class DPOTrainer:
                 same = replace(logps, policy_chosen=logps.reference_chosen, policy_rejected=logps.reference_rejected)
                 moved = {"chosen": logps.chosen_ratios, "rejected": logps.rejected_ratios}
                 metrics = preference_metrics(same, self.loss(same, beta))
-                self.check_start(self.gathered(metrics | moved, group))
+                self.check_start(self.gathered(metrics | moved, group), self.precision.name)
                 sums.add(self.averaged(self.gathered(metrics, group)))
         return sums.means()
-
-    def check_start(self, metrics: dict[str, Tensor]) -> None:
-        """Refuse a policy that is not the reference before the first step.
-
-        Args:
-            metrics: as in ``runs.checks.check_start``.
-        """
-        check_start(metrics, self.precision.name)
 
     def evaluate(self) -> dict[str, float]:
         """Average the metrics of the validation pairs, under names that begin with ``eval_``.
@@ -320,7 +318,7 @@ class DPOTrainer:
 
     def encode(self, pairs: Sequence[Any]) -> Audit:
         """Encode the given pairs, and drop those from which nothing can be learned."""
-        return audit_pairs(pairs, self.encoding, self.max_length)
+        return audit_pairs(pairs_from(pairs), self.encoding, self.max_length)
 
     def example(self) -> PairLogps:
         """Make the log-probs of one pair, to try the loss on."""
@@ -377,6 +375,9 @@ class DPOTrainer:
         state |= {"sums": asdict(self.sums), "scaler": self.precision.scaler.state_dict()}
         return self.run.save(state, self.model, self.optimizer, self.best)
 
+    def _rescue(self) -> str:
+        return f"stopped after step {self.global_step}; {self.save()}" if self.run.unsaved(self.global_step) else ""
+
     def _finish(self) -> None:
         try:
             if self.config.saves:
@@ -393,7 +394,7 @@ class DPOTrainer:
         finite = self.metrics["loss"].isfinite()
         if self.precision.lower_scale() and finite.all():
             return
-        order = [i for group in self.passes(indices) for i in group]
-        bad = [i for i, fine in zip(order, finite.tolist()) if not fine] or order
+        pairs = [self.training[i].pair for group in self.passes(indices) for i in group]
+        bad = [pair for pair, fine in zip(pairs, finite.tolist()) if not fine] or pairs
         self.optimizer.zero_grad()
-        raise not_finite(self.global_step + 1, [self.training[i].pair for i in bad], self.save())
+        raise not_finite(self.global_step + 1, bad, self.save())

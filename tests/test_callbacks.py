@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -162,7 +163,7 @@ def test_resume_keeps_the_rows_of_callbacks(make, tmp_path):
     assert [row.get("x") for row in resumed.rows] == [0, 0, 0, None, None, None, None]
 
 
-def test_an_error_in_a_callback_ends_the_run_and_leaves_the_checkpoint_before(make, tmp_path):
+def test_an_error_in_a_callback_ends_the_run_and_leaves_a_checkpoint(make, tmp_path, capsys):
     def fails(trainer, step, row):
         if step == 5:
             raise RuntimeError("mine")
@@ -170,7 +171,8 @@ def test_an_error_in_a_callback_ends_the_run_and_leaves_the_checkpoint_before(ma
     trainer = make(tmp_path, save_every=2)
     with pytest.raises(RuntimeError, match="mine"):
         trainer.train(progress=False, callbacks=[fails])
-    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-000002", "step-000004"]
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-000004", "step-000005"]
+    assert "RuntimeError: stopped after step 5; saved as" in capsys.readouterr().err
     assert not (tmp_path / "final").exists()
     whole = make().train(progress=False)
     assert trainer.train(progress=False, resume=True) == whole  # the same object, and the folder is not locked
@@ -201,9 +203,10 @@ def test_a_resumed_run_goes_on_from_the_rows_of_its_checkpoint(make, tmp_path):
     file = tmp_path / "history.jsonl"
     with pytest.raises(ZeroDivisionError):
         make(tmp_path, save_every=3).train(progress=False, callbacks=[lambda _, step, __: {"x": 0 / (5 - step)}])
-    assert len(History.from_jsonl(file).rows) == 5  # steps 0 to 4, and the checkpoint is of step 3
+    assert len(History.from_jsonl(file).rows) == 6  # steps 0 to 5, and the newest checkpoint is now of step 3
+    shutil.rmtree(list_checkpoints(tmp_path)[-1])
     with file.open("a") as opened:
-        opened.write('{"step": 5, "lo')  # as of a process that was killed
+        opened.write('{"step": 6, "lo')  # as of a process that was killed
     callback, found = on_disk(tmp_path)
     history = make(tmp_path, save_every=3).train(
         progress=False, resume=True, callbacks=[lambda *given: callback(*given) if given[1] > 4 else None]

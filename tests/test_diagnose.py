@@ -14,7 +14,7 @@ from dpo_core.errors import InputError
 from dpo_core.formats.pairs import PreferencePair
 from dpo_core.generate import generate
 from dpo_core.metrics import History
-from dpo_core.study.diagnose import LEARNING, LN2, MACHINERY, diagnose
+from dpo_core.study.diagnose import LEARNING, LN2, MACHINERY, NUMBERS, diagnose
 from dpo_core.study.evaluate import sample_kl
 from dpo_core.study.setup_check import SETUP, check_setup, first_token_tells
 from dpo_core.study.watch import watch
@@ -96,6 +96,7 @@ def test_under_a_schedule_evaluations_at_the_first_beta_are_not_compared():
 
 
 SICK = {
+    "not finite": {"grad_norm": float("nan"), "loss": float("nan")},
     "frozen policy": UNMOVED | {"weights/changed": 0.0},
     "moving reference": STILL,
     "dropout on": {"loss": 1.8, "rewards/chosen": -3.2, "rewards/rejected": -3.0, "rewards/margins": -0.2},
@@ -124,7 +125,7 @@ SICK = {
 
 
 def test_every_rule_has_a_patient():
-    assert SICK.keys() == MACHINERY.keys() | LEARNING.keys()
+    assert SICK.keys() == NUMBERS.keys() | MACHINERY.keys() | LEARNING.keys()
 
 
 @pytest.mark.parametrize("disease", SICK)
@@ -205,7 +206,7 @@ def test_these_are_named_without_watch(disease):
 
 @pytest.mark.parametrize("disease", SICK)
 def test_a_rule_without_its_metrics_is_silent(disease):
-    rule = (MACHINERY | LEARNING)[disease]
+    rule = (NUMBERS | MACHINERY | LEARNING)[disease]
     for name in rule.needs:
         if name != "loss":
             assert disease not in names(run(**(SICK[disease] | {name: None})))

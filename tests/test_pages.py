@@ -14,7 +14,7 @@ from dpo_core.data import audit_pairs, split_by_prompt
 from dpo_core.errors import InputError
 from dpo_core.formats.pairs import load_pairs
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.study.diagnose import LEARNING, MACHINERY
+from dpo_core.study.diagnose import LEARNING, MACHINERY, NUMBERS
 from dpo_core.study.setup_check import SETUP
 from dpo_core.tokenizer import load_tokenizer
 
@@ -23,7 +23,7 @@ PAGES = sorted((ROOT / "book").glob("*.md"))
 NOTEBOOK = r"\]\(\.\./notebooks/([\w-]+)(?:\.ipynb)?\)"
 
 
-@pytest.mark.parametrize("name", sorted({*MACHINERY, *LEARNING, *SETUP}))
+@pytest.mark.parametrize("name", sorted({*NUMBERS, *MACHINERY, *LEARNING, *SETUP}))
 def test_troubleshooting_knows_every_finding(name):
     assert name in (ROOT / "book" / "troubleshooting.md").read_text(encoding="utf-8")
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from dpo_core.cli.diagnosis import run_diagnose
 from dpo_core.cli.flags import build_parser
 from dpo_core.cli.keyboard import KEYS, ask_which, pocket_pairs, sampled_pairs, typed_pairs
 from dpo_core.cli.loading import audit_of, read_files, read_text, tell, undo, writable_file
@@ -39,6 +40,7 @@ from dpo_core.logprobs import reference_logps
 from dpo_core.methods.lora import LoRAConfig, adapters, add_lora, count_parameters, load_model
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.runs.checkpoint import list_checkpoints, save_trained, writable_folder, write_json
+from dpo_core.runs.exits import BROKEN_PIPE, discard, lasting_output, say
 from dpo_core.runs.processes import launched, print_error, process_group, rank
 from dpo_core.study.evaluate import wilson_interval
 from dpo_core.study.report import REPORTS
@@ -55,6 +57,8 @@ SMALLER = {
     "pretrain": "lower --batch-tokens",
 }
 
+TRAININGS = ("train", "sft", "pretrain", "pocket")  # what they write is worth more than what they print
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -62,21 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments; those of the process if None.
     Returns:
-        0, or 2 after a mistake that the user can put right, or 130 after Ctrl-C.
+        0, or 2 after a mistake that the user can put right, or 130 after Ctrl-C, or 141 if the reader of the output
+        went away: a training goes on then, and every other command ends; 1 if it could not be written otherwise.
 
     >>> main(["train", "--data", "pairs.jsonl", "--steps", "none"])
     2
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no character is worth a crash on a terminal that lacks it
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a row is seen when it is logged
     try:
         args = build_parser().parse_args(argv)
         if launched() and args.command != "train":
             raise InputError(f"only train runs in several processes; start {args.command} without torchrun")
-        with process_group():
+        if args.command not in TRAININGS:
             COMMANDS[args.command](args)
-        return 0
+            return 0
+        with lasting_output() as output, process_group():
+            COMMANDS[args.command](args)
+        return output.status
+    except BrokenPipeError:
+        discard(sys.stdout)
+        return BROKEN_PIPE
     except InputError as error:
         message = in_flags(str(error))
     except (OSError, SafetensorError) as error:  # a disk that is full
@@ -86,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"the GPU's memory is full; {remedy}"
     except KeyboardInterrupt as stop:
         if rank() == 0:
-            print(in_flags(str(stop)) or "stopped", file=sys.stderr)
+            say(in_flags(str(stop)) or "stopped")
         return 130
     print_error(message)
     return 2
@@ -383,5 +394,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "generate": _generate,
     "evaluate": _evaluate,
+    "diagnose": run_diagnose,
     "pocket": _pocket,
 }

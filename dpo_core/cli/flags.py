@@ -19,7 +19,28 @@ from dpo_core.study.report import REPORTS
 __all__ = ["build_parser"]
 
 
+class _Once(argparse._StoreAction):
+    """Takes one value; a second would replace the first in silence."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = parser.given.setdefault(self.dest, [])
+        given.append(" ".join([str(option_string), *([] if values is None or values is self.const else [f"{values}"])]))
+        if option_string and len(given) > 1:
+            parser.error(f"{' and '.join(given)}: only one can count; leave the other out")
+        super().__call__(parser, namespace, values, option_string)
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.given: dict[str, list[str]] = {}  # the flags met so far, each with its value
+        self.register("action", None, _Once)
+        self.register("action", "store", _Once)
+
+    def parse_known_args(self, *args: Any, **settings: Any) -> Any:
+        self.given = {}
+        return super().parse_known_args(*args, **settings)
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")  # in one line, as every other mistake
 
@@ -202,6 +223,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=_Read(SEED), default=0, help="of the sampling")
     add("--json", type=Path, metavar="FILE", help="write the figures there, too")
+
+    add = command("diagnose", "Say what a training's curves tell: what is wrong, by which numbers, and what helps.")
+    text = "a run's folder, its history.jsonl, or a trainer_state.json of TRL, LLaMA-Factory or axolotl, or its folder"
+    add("log", type=Path, metavar="LOG", help=text)
 
     add = command("pocket", "Rebuild the shipped pocket model from its world.")
     add("--output", type=Path, required=True, help="folder to write to")

@@ -28,7 +28,8 @@ from dpo_core.model import GPT
 from dpo_core.pocket.corpus import dialogues, preference_pairs
 from dpo_core.pocket.judge import PocketJudge, RewardWeights
 from dpo_core.pocket.world import questions
-from dpo_core.study.diagnose import LN2, MACHINERY, ODD_PER_ANSWER, Finding, diagnose
+from dpo_core.runs.still import LN2
+from dpo_core.study.diagnose import MACHINERY, ODD_PER_ANSWER, Finding, diagnose
 from dpo_core.study.setup_check import check_setup
 from dpo_core.study.watch import watch
 from dpo_core.tokenizer import load_tokenizer
@@ -156,7 +157,7 @@ def dropout(seed: int) -> DPOTrainer:
             setattr(module, "dropout", 0.1)  # noqa: B010
     object.__setattr__(run.model.config, "dropout", 0.1)
     run.model.train()
-    run.check_start = lambda *_: None  # type: ignore[method-assign]  # our trainer would refuse
+    run.check_start = lambda *_: None  # our trainer would refuse
     evaluate = run.evaluate
 
     def in_evaluation_mode() -> dict[str, float]:  # as trainers do that know of the two modes
@@ -184,7 +185,7 @@ def moving_reference(seed: int) -> DPOTrainer:
 def half_precision(seed: int) -> DPOTrainer:
     run = trainer(seed, *pairs(seed), steps=20, eval_every=20)
     run.model.bfloat16()
-    run.check_start = lambda *_: None  # type: ignore[method-assign]  # our trainer would refuse
+    run.check_start = lambda *_: None  # our trainer would refuse
     return run
 
 

@@ -96,4 +96,7 @@ def check(found: Field[Any], value: object) -> None:
     """
     kind = found.metadata["setting"].kind
     if not (kind.takes(value) or value is None is found.default):
-        raise InputError(f"{found.name} is {value!r}; it must be {kind.words}{' or None' * (found.default is None)}")
+        quoted = " (a number, without quotes)" if kind.type in (int, float) and isinstance(value, str) else ""
+        raise InputError(
+            f"{found.name} is {value!r}; it must be {kind.words}{' or None' * (found.default is None)}{quoted}"
+        )

@@ -2,9 +2,7 @@
 
 A linear layer y = W x + b becomes y = W x + b + (alpha / r) B A x with W and b frozen; A of (r, in) is drawn at random
 and B of (out, r) is 0, so that at first nothing has changed (section 4.1). For DPO this gives a reference for nothing:
-the same model with its adapter switched off.
-
-An adapter's folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` in the layout of the library PEFT,
+the same model with its adapter switched off. An adapter's folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` in the layout of the library PEFT,
 which opens ours as we open its.
 """
 
@@ -342,18 +340,13 @@ def load_merged(name_or_path: str | Path) -> GPT:
 
 
 def load_model(name_or_path: str | Path) -> tuple[GPT, tiktoken.Encoding]:
-    """Load a model and its tokenizer, the first two arguments of ``DPOTrainer`` and of ``generate``.
+    """Load a model, on the best device here, and its tokenizer: the first two arguments of ``DPOTrainer``.
 
     Args:
         name_or_path: as of ``load_merged``.
-    Returns:
-        The model, on the best device here, and its tokenizer.
-    Raises:
-        InputError: one of the two cannot be loaded.
 
-    >>> model, encoding = load_model("pocket")
-    >>> model.config.vocab_size == encoding.n_vocab
-    True
+    >>> load_model("pocket")[1].n_vocab
+    4096
     """
     model = load_merged(name_or_path)
     encoding = load_tokenizer(model.config.tokenizer)  # before the model is moved: a name may be unknown
@@ -403,6 +396,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _required(model: GPT) -> dict[str, LoRALinear]:
-    if found := adapters(model):
-        return found
-    raise InputError("the model has no adapter; add_lora(model) gives it one")
+    if not (found := adapters(model)):
+        raise InputError("the model has no adapter; add_lora(model) gives it one")
+    return found

@@ -1,4 +1,4 @@
-"""The files of a run: checkpoints, the final model and caches, each whole or not there; and Ctrl-C between two steps.
+"""The files of a run: checkpoints, the final model and caches, each whole or not there.
 
 A checkpoint holds the model in Hugging Face layout (with LoRA the adapter alone), ``optimizer.safetensors`` and
 ``trainer.json``: the step, from which the order of the pairs follows, settings, history, sums and the scaler. No random
@@ -14,9 +14,7 @@ import json
 import os
 import re
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,11 +31,11 @@ from dpo_core.formats.files import NamedLock, atomic_write, read_json, read_tens
 from dpo_core.methods.lora import adapters, merged_copy, read_adapter, save_adapter
 from dpo_core.metrics import History
 from dpo_core.model import GPT, write_tokenizer
+from dpo_core.runs.exits import delayed_interrupt
 from dpo_core.runs.processes import any_rank, rank, scatter_like, whole_on_first
 
 __all__ = [
     "cached",
-    "delayed_interrupt",
     "fingerprint",
     "folder_lock",
     "kept_precision",
@@ -372,29 +370,3 @@ def cached(file: Path | None, key: str, compute: Callable[[], dict[str, Tensor]]
         with atomic_write(file) as partial:
             save_file(tensors, partial, metadata={"key": key})
     return tensors
-
-
-@contextmanager
-def delayed_interrupt() -> Iterator[threading.Event]:
-    """Turn Ctrl-C into an event, to be looked at between two steps; a second Ctrl-C interrupts at once.
-
-    >>> with delayed_interrupt() as interrupted:
-    ...     signal.raise_signal(signal.SIGINT)
-    ...     interrupted.is_set()
-    True
-    """
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals arrive in the main thread only
-        yield interrupted
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(*_: Any) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)

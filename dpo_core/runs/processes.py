@@ -88,7 +88,8 @@ def print_error(message: str) -> None:
     """
     if launched() and not _first_to_say(message):
         return
-    print(f"error: {message}", file=sys.stderr)
+    with suppress(OSError):  # where nobody reads it
+        print(f"error: {message}", file=sys.stderr)
 
 
 def _first_to_say(message: str) -> bool:

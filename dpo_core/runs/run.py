@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dpo_core.config import DPOConfig
@@ -20,6 +21,7 @@ from dpo_core.formats.files import reason
 from dpo_core.metrics import History
 from dpo_core.model import GPT
 from dpo_core.runs.checkpoint import (
+    KEPT,
     cached,
     folder_lock,
     kept_precision,
@@ -33,7 +35,8 @@ from dpo_core.runs.checkpoint import (
     writable_folder,
     write_json,
 )
-from dpo_core.runs.checks import check_folder, check_resumable
+from dpo_core.runs.checks import check_folder, check_resumable, check_room
+from dpo_core.runs.exits import lasting_output
 from dpo_core.runs.processes import any_rank, rank, world_size
 
 __all__ = ["Run"]
@@ -59,6 +62,7 @@ class Run:
             check_folder(self.folder, start)
         self.start, self.saved = start, time.monotonic()
         self.written = 0  # rows in history.jsonl
+        self.step = 0  # of the last checkpoint, also of one that could not be written
 
     def asked_precision(self, asked: str) -> str:
         """Hold a resumed run of precision "auto" to what it chose at first, even on another machine.
@@ -102,7 +106,7 @@ class Run:
             compute: gives them by name of the set.
         """
         file = self.folder and self.folder / "reference.safetensors"
-        with self.locked():
+        with self.locked(), lasting_output():
             return cached(file, f"{self.key} {device.type} {world_size()}", compute)
 
     def begin(
@@ -133,11 +137,26 @@ class Run:
                 )
             any_rank(False)  # all have looked before the first process clears the folder
             remove_checkpoints(checkpoints)
+        if self.folder:
+            self._check_room(model, len(checkpoints) if found else 0)
         if self.folder and rank() == 0:
             record = {"start": self.start, "key": self.key, "form": self.form} | self.config.record()
             write_json(self.folder / "config.json", record)
         self.saved, self.written = time.monotonic(), 0
+        if found or fresh:
+            self.step = found[0]["step"] if found else 0
         return found
+
+    def _check_room(self, model: GPT, there: int) -> None:
+        """Compare the disk's room with weights, moments and the model at the end; all processes refuse, or none."""
+        assert self.folder
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        every = sum(parameter.numel() for parameter in model.parameters())
+        # Weights and AdamW's two moments, and the weights of the best evaluation; one more than is kept is there while
+        # it is written.
+        checkpoint = 4 * trained * (4 if self.config.patience else 3)
+        kept = KEPT + 1 - there if self.config.saves else 0
+        check_room(self.folder, checkpoint, 4 * every, kept)
 
     def _load(
         self, folder: Path, model: GPT, optimizer: torch.optim.AdamW
@@ -181,6 +200,14 @@ class Run:
         """
         return self.config.save_due(step, (time.monotonic() - self.saved) / 60)
 
+    def unsaved(self, step: int) -> bool:
+        """Tell whether steps were taken since the start or the last checkpoint, and there is a folder for another.
+
+        Args:
+            step: how many are done.
+        """
+        return self.folder is not None and step != self.step
+
     def save(
         self,
         state: dict[str, Any],
@@ -200,17 +227,26 @@ class Run:
         """
         if self.folder is None or optimizer is None:
             return "nothing was saved, as the run has no output folder"
+        self.step = state["step"]
         state = {"key": self.key, "precision": self.precision, "config": self.config.record()} | state
         folder = save_checkpoint(self.folder, state["step"], model, optimizer, state, best)
         self.saved = time.monotonic()
         return f"saved as {folder}, from where train(resume=True) goes on"
 
     def finish(self, model: GPT, history: History) -> None:
-        """Write the final model and the history.
+        """Write the final model and the history; where there is no room, in place of the older checkpoints.
 
         Args:
             model: as it is now.
             history: all rows.
         """
-        if self.folder:
+        if self.folder is None:
+            return
+        try:
+            save_final(self.folder, model, history)
+        except (OSError, SafetensorError, InputError):
+            older = list_checkpoints(self.folder)[:-1]
+            if world_size() > 1 or not older:
+                raise
+            remove_checkpoints(older)
             save_final(self.folder, model, history)

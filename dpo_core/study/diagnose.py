@@ -1,6 +1,7 @@
 """The diagnosis of a run by its curves; ``dpo_core.study.setup_check`` looks before the first step.
 
-Each rule is a small function that looks at the numbers and says what it saw, or nothing. ``MACHINERY`` holds the faults
+Each rule is a small function that looks at the numbers and says what it saw, or nothing. ``NUMBERS`` asks whether they
+are numbers at all. ``MACHINERY`` holds the faults
 of the program; where one is found nothing else is said, since a curve drawn by a broken machine tells nothing about
 learning. ``LEARNING`` holds the faults of data and settings. Thresholds stand at the top, each with its reason.
 
@@ -16,12 +17,10 @@ from dataclasses import dataclass
 
 from dpo_core.errors import InputError
 from dpo_core.metrics import History
+from dpo_core.runs.still import LN2, REMEDY, ROUNDING, STILL, distance, unmoved
 
-__all__ = ["Finding", "LEARNING", "MACHINERY", "Rule", "diagnose"]
+__all__ = ["Finding", "LEARNING", "MACHINERY", "NUMBERS", "Rule", "diagnose", "unasked"]
 
-LN2 = math.log(2)  # the loss of a policy that equals its reference, and of one that guesses
-ROUNDING = 1e-5  # a reward below it is float32's rounding of a sum of some hundred nats, times beta
-STILL = 0.1  # nats: whole answers have kept their probability to within a tenth
 HIGH_LOSS = LN2 + 0.1  # clearly worse than not to have moved at all
 NOISE_FLOOR = 0.673  # nats, -0.6 ln 0.6 - 0.4 ln 0.4: the least loss on new pairs of which 40 % are mislabelled
 NEAR_HALF = (0.4, 0.6)  # the accuracy of a judge whom 40 % of the labels contradict, or who guesses
@@ -49,8 +48,8 @@ class Curves:
 
     def __init__(self, history: History) -> None:
         self.names = {name for row in history.rows if row["step"] > 0 for name in row}
-        if any(row["step"] == 0 and abs(row.get("loss", LN2) - LN2) > 0.01 for row in history.rows):
-            self.names -= {"loss", "eval_loss"}  # of another family than DPO's, at a level that means something else
+        if any(_other_family(row) for row in history.rows[:2]):
+            self.names -= {"loss", "eval_loss"}  # at a level that means something else
         if len({row["beta"] for row in history.rows if row["step"] > 0 and "beta" in row}) > 1:
             # Evaluations keep the first beta: beside those of training these say nothing.
             self.names -= {"eval_loss", "eval_rewards/chosen", "eval_rewards/rejected"}
@@ -91,9 +90,15 @@ class Curves:
         return max(abs(row[name]) for row in self.history.rows for name in names if name in row)
 
     def distance(self) -> float:
-        """Measure how far the policy went, in nats: by the KL on its samples or the log-ratio of chosen answers."""
-        names = self.names & {"kl/policy_ref", "eval_logps/chosen_delta"}
-        return max(abs(self.end(name)) for name in names)
+        """Measure how far the policy went, in nats, where that was measured."""
+        return distance(self.history) or 0.0
+
+
+def _other_family(row: dict[str, float]) -> bool:
+    """Tell by a row in which policy and reference are still equal, or nearly so, that the loss is not of DPO's kind."""
+    near = all(abs(row.get(name, math.inf)) < 0.02 for name in ("rewards/chosen", "rewards/rejected"))
+    tolerance = 0.01 if row["step"] == 0 else 0.1 if near else math.inf
+    return abs(row.get("loss", LN2) - LN2) > tolerance
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,28 @@ class Rule:
     sees: Callable[[Curves], str | None]
     remedy: str
     note: bool = False
+
+
+# Numbers that are none
+
+
+def _not_finite(c: Curves) -> str | None:
+    rows = [row for row in c.history.rows if not math.isfinite(row.get("loss", 0.0))]
+    if rows:
+        return f"the loss is {rows[0]['loss']} at step {rows[0]['step']:.0f}"
+    norms = [row for row in c.history.rows if "grad_norm" in row][-1:]  # single ones are fp16's scale that is too high
+    if norms and not math.isfinite(norms[0]["grad_norm"]):
+        return f"the gradient's norm is {norms[0]['grad_norm']} at step {norms[0]['step']:.0f}, the last"
+    return None
+
+
+NUMBERS: dict[str, Rule] = {
+    "not finite": Rule(
+        ("loss",),
+        _not_finite,
+        "compute in bf16 or float32, not fp16; divide the learning rate by 10; look for pairs without an answer",
+    ),
+}
 
 
 # Faults of the program
@@ -229,11 +256,7 @@ def _harmful(c: Curves) -> str | None:
 
 
 def _too_low(c: Curves) -> str | None:
-    loss = c.end("eval_loss")
-    if c.distance() > STILL or abs(loss - LN2) > 0.02 or c.largest("rewards/chosen", "rewards/rejected") < ROUNDING:
-        return None
-    steps = c.history.rows[-1]["step"]
-    return f"after {steps:.0f} steps the policy is {c.distance():.1g} nats away and the held-out loss {loss:.4f}"
+    return unmoved(c.history)
 
 
 def _fell(c: Curves) -> str | None:
@@ -285,9 +308,9 @@ LEARNING: dict[str, Rule] = {
         "stop earlier, lower the learning rate or raise beta; use pairs that the model itself might have written",
     ),
     "learning rate too low": Rule(
-        ("rewards/chosen", "rewards/rejected", "eval_loss", "eval_logps/chosen_delta"),
+        ("loss",),
         _too_low,
-        "multiply the learning rate by 3 to 10, or train longer",
+        REMEDY,
     ),
     "harmless displacement": Rule(
         ("samples/odd", "eval_logps/chosen_delta", "eval_rewards/margins"),
@@ -324,7 +347,22 @@ def diagnose(history: History) -> list[Finding]:
     if not any(row["step"] > 0 and "loss" in row for row in history.rows):
         raise InputError("the history holds no step with a loss; train first")
     curves = Curves(history)
-    return _apply(MACHINERY, curves) or _apply(LEARNING, curves)
+    return _apply(NUMBERS, curves) or _apply(MACHINERY, curves) or _apply(LEARNING, curves)
+
+
+def unasked(history: History) -> dict[str, list[str]]:
+    """List the rules that had to keep silent, each with the metrics that it lacked.
+
+    Args:
+        history: as of ``diagnose``.
+
+    >>> history = History([{"step": 50, "loss": 0.6, "eval_loss": 0.7}])
+    >>> unasked(history)["swapped labels"]
+    ['rewards/margins', 'eval_rewards/margins', 'eval_rewards/accuracies']
+    """
+    names, rules = Curves(history).names, NUMBERS | MACHINERY | LEARNING
+    lacking = {name: [metric for metric in rule.needs if metric not in names] for name, rule in rules.items()}
+    return {name: metrics for name, metrics in lacking.items() if metrics}
 
 
 def _apply(rules: dict[str, Rule], curves: Curves) -> list[Finding]:

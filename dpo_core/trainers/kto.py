@@ -21,6 +21,7 @@ from dpo_core.losses import PairLogps
 from dpo_core.methods.kto import mismatch
 from dpo_core.model import GPT
 from dpo_core.runs.checkpoint import fingerprint
+from dpo_core.runs.checks import pairs_from
 from dpo_core.trainer import Callback, DPOTrainer
 
 __all__ = ["KTOTrainer", "LabelAudit", "audit_labels", "mismatched_pairs"]
@@ -71,6 +72,7 @@ class KTOTrainer(DPOTrainer):
 
     def encode(self, pairs: Answers) -> Audit:
         """Encode pairs or labelled answers, and weed out."""
+        pairs = pairs_from(pairs)
         labelled: Any = pairs if all(isinstance(answer, LabelledAnswer) for answer in pairs) else []
         if not labelled and any(isinstance(answer, LabelledAnswer) for answer in pairs):
             raise InputError("pairs and labelled answers are mixed; give one kind, or label each answer of the pairs")

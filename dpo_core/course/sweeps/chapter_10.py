@@ -211,7 +211,7 @@ def rounds(seed: int, number: int, name: str, steps: int = STEPS, prompts: int |
         settings = {"steps": steps // number, "eval_every": steps // number, "warmup_steps": 5 if k == 0 else 0}
         run = _run(seed + k, (training, held_out), settings)
         run.model.load_state_dict(model.state_dict())  # its reference was computed before: the first model's
-        run.check_start = lambda *_: None  # type: ignore[method-assign]  # policy and reference differ, on purpose
+        run.check_start = lambda *_: None  # policy and reference differ, on purpose
         done = k * (steps // number)
         rows += [row | {"step": row["step"] + done} for row in run.train(progress=False).rows if row["step"] or k == 0]
         model = run.model
