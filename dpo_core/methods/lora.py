@@ -1,9 +1,9 @@
 """LoRA: small trainable matrices beside frozen ones (Hu et al. 2021, arXiv:2106.09685).
 
 A linear layer y = W x + b becomes y = W x + b + (alpha / r) B A x with W and b frozen; A of (r, in) is drawn at random
-and B of (out, r) is 0, so that at first nothing has changed (section 4.1). For DPO this gives a reference for nothing:
-the same model with its adapter switched off. An adapter's folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` in the layout of the library PEFT,
-which opens ours as we open its.
+and B of (out, r) is 0, so that at first nothing has changed (section 4.1). So DPO's reference costs nothing: it is the
+same model with its adapter switched off. An adapter's folder holds ``adapter_config.json`` and
+``adapter_model.safetensors`` in the layout of the library PEFT, which opens ours as we open its.
 """
 
 from __future__ import annotations
