@@ -30,13 +30,15 @@ def test_the_way_of_a_pair_has_the_shapes_of_the_chapter():
     metrics = {name: values.mean().item() for name, values in preference_metrics(logps, out).items()}
     said = [
         first.pair.prompt,
-        "prompt {} | chosen {} | rejected {} | padding {}".format(*widths, T - sum(widths)),
-        f"ids ({B}, {T}): B = {B} pairs, T = {T} tokens",
-        f"{len(batch.targets)} answer tokens",
-        f"policy     chosen ({B},)  rejected ({B},)",
-        f"reference  chosen ({B},)  rejected ({B},)",
-        f"loss {tuple(out.loss.shape)}  chosen_rewards {tuple(out.chosen_rewards.shape)}",
-        f"loss {metrics['loss']:.4f}, rewards/margins {metrics['rewards/margins']:.1f} before the first step",
+        "prompt {}, chosen {}, rejected {},".format(*widths),
+        f"padding {T - sum(widths)}: T = {T} tokens",
+        f"ids ({B}, {T}): B = {B} pairs",
+        f"pair_logps over {len(batch.targets)} tokens",
+        f"policy    ({B},) ({B},)",
+        f"reference ({B},) ({B},)",
+        f"loss {tuple(out.loss.shape)}, chosen_rewards {tuple(out.chosen_rewards.shape)},",
+        f"rejected_rewards {tuple(out.rejected_rewards.shape)}",
+        f"loss {metrics['loss']:.4f}, rewards/margins {metrics['rewards/margins']:.1f}",
     ]
     assert [words for words in said if words not in WAY] == []
 
