@@ -434,9 +434,9 @@ GOOD = '{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}\n'
 BAD_DATA = {  # content of data.jsonl -> what the message says
     "missing": (None, "data.jsonl: cannot be read"),
     "empty": ("", "data.jsonl: no pairs in it"),
-    "not JSON": (GOOD + "prompt: Why?\n", "data.jsonl:2: not JSON"),
+    "not JSON": (GOOD + 2 * "prompt: Why?\n", "data.jsonl:2: not JSON"),
     "not UTF-8": (b"\xff\xfe\n", "data.jsonl:1: not UTF-8"),
-    "missing field": (GOOD + GOOD + '{"prompt": "Why?", "chosen": "Because."}\n', 'data.jsonl:3: no "rejected"'),
+    "missing field": (GOOD + GOOD + 2 * '{"prompt": "Why?", "chosen": "Because."}\n', 'data.jsonl:3: no "rejected"'),
     "number": ('{"prompt": "Why?", "chosen": 3, "rejected": "No."}\n', 'data.jsonl:1: "chosen" is 3'),
     "empty answer": ('{"prompt": "Why?", "chosen": " ", "rejected": "No."}\n', 'data.jsonl:1: "chosen" is empty'),
     "identical": (
@@ -526,7 +526,7 @@ def test_bad_data(here, refused, model, kind):
         "generate --model MODEL --prompt Hi --temperature=-1": "--temperature: -1 is not",
         "generate --model MODEL --prompt Hi --top-p 0": "top_p must be above 0",
         "sft --data lost.jsonl --model MODEL": "lost.jsonl: cannot be read",
-        "sft --data half.jsonl --model MODEL": 'half.jsonl:1: "completion" must be text',
+        "sft --data half.jsonl --model MODEL": 'half.jsonl:1: "completion" is 1; it must be text',
         "sft --data pairs.jsonl --model MODEL --output file": "file: cannot write there",
         "sft --data pairs.jsonl --model MODEL --epochs 0": "--epochs: 0 is not a number above 0",
         "pretrain --data lost.txt": "lost.txt: cannot be read",

@@ -74,7 +74,7 @@ RUNS = [
         "a run does not say on which pairs",
         "cli",
         "dpo_core.runs.run:Run.begin",
-        swap("{'start': _a, 'key': _b}", "{'start': _a}"),
+        swap("{'start': _a, 'key': _b, 'form': _c}", "{'start': _a, 'form': _c}"),
     ),
     mistake(
         "stale best weights come back",

@@ -19,7 +19,10 @@ WORLD = [
         never("list_checkpoints(_)"),
     ),
     mistake(
-        "a fine-tuned model forgets its start", "cli", "dpo_core.cli.commands:_train_lm", drop("write_json(_p, _d)")
+        "a fine-tuned model forgets its start",
+        "cli",
+        "dpo_core.cli.commands:_train_lm",
+        swap("save_trained(_m, _o, _a, _r)", "save_trained(_m, _o, _a, {})"),
     ),
     mistake(
         "pairs by hand are written over the file",
@@ -37,7 +40,7 @@ WORLD = [
         "dpo_core.tokenizer:check_encoding",
         swap("_n in _k or _m > _v", "_m > _v"),
     ),
-    mistake("bad answers are learned", "pretrain", "dpo_core.lm.sft:_read_example", never("_l is False")),
+    mistake("bad answers are learned", "pretrain", "dpo_core.formats.readers:read_example", never("_l is False")),
     mistake(
         "documents without an answer are trained on",
         "pretrain",
