@@ -326,7 +326,7 @@ def _library(name: str, what: str) -> Any:
         return import_module(name)
     except ImportError as error:
         package = name.split(".")[0]
-        remedy = f"pip install {package}, or install dpo-core[data]"
+        remedy = f"pip install {package}"
         raise InputError(f"{what} is read by the library {package}, which is not installed; {remedy}") from error
 
 
