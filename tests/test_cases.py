@@ -305,7 +305,7 @@ def test_without_a_library_it_is_named(tmp_path, monkeypatch, content, what):
     for name in ("pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     (tmp_path / "data").write_bytes(content)
-    with pytest.raises(InputError, match=rf"{what} is read by the library pyarrow, .*; pip install pyarrow, or"):
+    with pytest.raises(InputError, match=rf"{what} is read by the library pyarrow, .*; pip install pyarrow"):
         load_pairs(tmp_path / "data")
 
 
