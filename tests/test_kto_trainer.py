@@ -282,12 +282,13 @@ def test_a_checkpoint_from_before_there_were_weights_is_resumed(make, tmp_path):
 
 
 def test_the_side_that_is_missing_on_purpose_is_no_finding(make):
-    assert check_setup(make()) == []
+    told = [finding.name for finding in check_setup(make())]
+    assert told == ["first token tells the label"]  # "YES" and "no" do
 
 
 def test_cut_answers_are_counted_among_those_there_are(make):
     found = check_setup(make(max_length=20))
-    assert [finding.name for finding in found] == ["no end of text"]
+    assert [finding.name for finding in found] == ["no end of text", "first token tells the label"]
     assert found[0].evidence.split(" have")[0].split(" and ")[0].endswith("of 10 chosen")
 
 
