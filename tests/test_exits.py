@@ -156,8 +156,10 @@ def test_best_weights_survive_an_error_in_a_callback(run, whole):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_saves_and_ends_the_program_as_that_signal_does(run, whole, name, capsys):
+def test_a_signal_saves_and_ends_the_program_as_that_signal_does(run, whole, name, capsys, request):
     number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)  # nohup's children ignore SIGHUP
+    request.addfinalizer(lambda: signal.signal(number, before))
     trainer = kills.trainer_in(run, lora=False)
     with pytest.raises(SystemExit) as stop:
         trainer.train(progress=False, callbacks=[at_step(9, lambda: signal.raise_signal(number))])

@@ -47,7 +47,11 @@ CHAT_TEMPLATES = {
 {%- if message['role'] not in speakers -%}
 {{- raise_exception('the roles are system, user and assistant, not ' + message['role']) -}}
 {%- endif -%}
-{{- '\\n\\n' + speakers[message['role']] + ': ' + message['content'] | trim -}}
+{%- set bare = message['content'].strip() -%}
+{%- set lead = message['content'].rstrip() -%}
+{%- set lead = lead[:lead | length - bare | length].split('\\n')[-1] -%}
+{%- set lead = lead if lead[:1] == '\\t' or lead | length > 1 else '' -%}
+{{- '\\n\\n' + speakers[message['role']] + ': ' + lead + bare -}}
 {%- if loop.last and message['role'] == 'assistant' -%}{{- eos_token -}}{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '\\n\\nAssistant:' -}}{%- endif -%}
