@@ -19,7 +19,6 @@ TRAIN = ["train", "--data", "pairs.jsonl"]
         "--loss ipo --loss dpo": "--loss ipo and --loss dpo",
         "--lora --lora 4": "--lora and --lora 4",
         "--resume auto --resume": "--resume auto and --resume",
-        "--data more.jsonl": "--data pairs.jsonl and --data more.jsonl",
         "--weights gpt2 --model pocket": "--weights gpt2 and --model pocket",
     }.items(),
 )
