@@ -44,6 +44,7 @@ def load_examples(
         InputError: as ``load_pairs``.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder) / "examples.jsonl"
     ...     _ = file.write_text('{"prompt": "Why?", "completion": "Because."}')
