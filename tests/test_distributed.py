@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from tiny import byte_encoding
+from torch.torch_version import TorchVersion
 
 from dpo_core.cli import main
 from dpo_core.config import DPOConfig
@@ -20,15 +21,17 @@ from dpo_core.formats.pairs import LabelledAnswer, PreferencePair, save_pairs
 from dpo_core.methods.lora import LoRAConfig, add_lora, load_adapted, merged_copy
 from dpo_core.metrics import History
 from dpo_core.model import GPT, GPTConfig
-from dpo_core.runs.processes import Processes, any_rank, rank
+from dpo_core.runs.processes import FSDP_ON_CPU, Processes, any_rank, rank
+from dpo_core.runs.processes import WAYS as ALL_WAYS
 from dpo_core.tokenizer import load_tokenizer
 from dpo_core.trainers import trainer_for
 
+WAYS = ("ddp", "fsdp") if TorchVersion(torch.__version__) >= TorchVersion(FSDP_ON_CPU) else ("ddp",)
 # Nine training pairs of unlike lengths. Batches of three: two pairs in one process, one in the other. Batches of four:
 # the last of each epoch has one pair, so that a process has none of its own. Batches of 2 x 3: two passes, then one.
 CASES = {
     f"{name} {parallel}": settings | {"parallel": parallel}
-    for parallel in ("ddp", "fsdp")
+    for parallel in WAYS
     for name, settings in {
         "threes": {"batch_size": 3},
         "fours": {"batch_size": 4},
@@ -75,7 +78,7 @@ def two(number, folder):
     said["gathered"] = [both.gather(part, 5).flatten().tolist() for part in (rows, rows[: both.owned(5)])]
     for name, settings in CASES.items():
         trainer(folder / name, **settings).train(progress=True)
-    for parallel in ("ddp", "fsdp"):
+    for parallel in WAYS:
         settings = {"batch_size": 3, "parallel": parallel, "patience": 9}
         whole = trainer(folder / f"whole {parallel}", **settings)
         whole.train(progress=False)
@@ -157,21 +160,21 @@ def test_two_processes_equal_one(folder, tmp_path, name):
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", WAYS)
 def test_the_adapter_is_written_whole(folder, parallel):
     run = folder / f"lora {parallel}"
     adapted = load_adapted(run / "adapter", trainer(None).model)
     assert largest_gap(merged_copy(adapted), GPT.from_pretrained(run / "final")) == 0.0
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", WAYS)
 def test_a_stop_in_one_process_stops_both_and_is_resumed(folder, said, parallel):
     assert [part[f"resumed {parallel}"] for part in said] == [True, True]
     runs = [folder / f"{run} {parallel}" / "final" / "model.safetensors" for run in ("whole", "stopped")]
     assert runs[0].read_bytes() == runs[1].read_bytes()
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", WAYS)
 def test_one_process_goes_on_from_the_checkpoint_of_two(folder, tmp_path, parallel):
     run, alone = tmp_path / "run", trainer(tmp_path / "alone", batch_size=3)
     shutil.copytree(folder / f"stopped {parallel}", run)
@@ -190,7 +193,7 @@ def test_shares_are_of_one_size_and_are_put_together_in_order(said):
         assert part["any"] == [True, False]
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", WAYS)
 def test_a_loss_that_is_not_finite_in_one_process_is_named_in_both(said, parallel):
     messages = {part[f"damaged {parallel}"].split(";")[0] for part in said}
     assert len(messages) == 1 and messages.pop().count("pair ") == 1  # of three, the one that process 1 had
@@ -246,12 +249,18 @@ FEW = [1 if word == 5 else word for word in TRAIN]  # pairs in a step
 def test_torchrun_trains_as_one_process_would(here, monkeypatch, capsys):
     monkeypatch.chdir(here)
     assert main([str(arg) for arg in (*TRAIN, "--lora", 2, "--output", "one")]) == 0
-    status, out, _ = torchrun(here, *TRAIN, "--lora", 2, "--output", "two", "--parallel", "fsdp")
+    status, out, _ = torchrun(here, *TRAIN, "--lora", 2, "--output", "two", "--parallel", WAYS[-1])
     assert status == 0
     assert out == capsys.readouterr().out.replace("one/final", "two/final")
     rows = [History.from_jsonl(here / run / "history.jsonl").rows for run in ("one", "two")]
     for ours, theirs in zip(*rows):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+def test_fsdp_on_a_cpu_is_refused_where_torch_computes_other_gradients(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.8.0+cpu")
+    with pytest.raises(InputError, match=r"needs torch 2.9 or later \(this is 2.8.0\+cpu\); take ddp"):
+        ALL_WAYS["fsdp"](GPT(GPTConfig(vocab_size=8, n_positions=4, n_embd=4, n_layer=1, n_head=1)))
 
 
 def test_what_all_processes_meet_is_said_once(here):

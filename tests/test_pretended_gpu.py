@@ -16,6 +16,7 @@ import nbformat
 import pytest
 import torch
 from test_tokenizer import gpt2_or_skip
+from torch.torch_version import TorchVersion
 
 from dpo_core.model import GPT, GPTConfig
 
@@ -59,6 +60,10 @@ def pretended(request, tmp_path):
     if not shutil.which("g++"):
         assert not os.environ.get("CI"), "CI has to have a compiler: apt-get install g++"
         pytest.skip("no g++, with which the pretended GPU is built: apt-get install g++")
+    if torch.version.cuda or TorchVersion(torch.__version__) < TorchVersion("2.9"):
+        pytest.skip(
+            f"the pretended GPU takes CUDA's place in a CPU build of torch 2.9 or later, not in {torch.__version__}"
+        )
     return Pretended(getattr(request, "param", "A100"), tmp_path)
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import regex
 
 from dpo_core.errors import InputError
 from dpo_core.tokenizer import END_OF_TEXT, WORD_PATTERN, boundary, load_tokenizer, open_prompt, read_encoding
@@ -79,7 +80,8 @@ def test_our_files_are_cut_as_gpt2_cuts(tmp_path):
     assert (ours.n_vocab, ours.eot_token) == (50257, 50256)
     for text in TEXTS:
         assert ours.encode_ordinary(text) == gpt2.encode_ordinary(text)
-    assert WORD_PATTERN == gpt2._pat_str
+    for text in (*TEXTS, "  two, 22 \n\n", "it's\t\tthe end  "):  # releases of tiktoken spell the pattern otherwise
+        assert regex.findall(WORD_PATTERN, text) == regex.findall(gpt2._pat_str, text)
 
 
 def test_an_encoding_is_made_once():

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -187,7 +188,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         InputError: the file is not whole, or there is no room for them.
     """
     try:
-        return load_file(file)
+        with torch.device("cpu"):  # old releases of safetensors would load to torch's default device
+            return load_file(file)
     except (SafetensorError, OSError, MemoryError, RuntimeError) as error:
         raise _not_whole(file, error) from error
 

@@ -360,7 +360,8 @@ def cached(file: Path | None, key: str, compute: Callable[[], dict[str, Tensor]]
     """
     tensors = None
     if file and file.exists():
-        with suppress(SafetensorError, OSError), safe_open(file, "pt") as kept:
+        # Old releases of safetensors would load to torch's default device.
+        with suppress(SafetensorError, OSError), safe_open(file, "pt") as kept, torch.device("cpu"):
             if kept.metadata() == {"key": key}:
                 tensors = {name: kept.get_tensor(name) for name in kept.keys()}
     if not any_rank(tensors is None) and tensors is not None:  # elsewhere the file may be missing: all compute then

@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.torch_version import TorchVersion
 
 from dpo_core.data import PreferenceBatch
 from dpo_core.errors import InputError
@@ -146,7 +147,14 @@ def _ddp(model: GPT) -> nn.Module:
     return DistributedDataParallel(PairForward(model))
 
 
+FSDP_ON_CPU = "2.9"  # torch 2.6 cannot gather on a CPU, and 2.7 and 2.8 add gradients up where they should average
+
+
 def _fsdp(model: GPT) -> nn.Module:
+    if model.device.type == "cpu" and TorchVersion(torch.__version__) < TorchVersion(FSDP_ON_CPU):
+        raise InputError(
+            f"parallel is fsdp, which on a CPU needs torch 2.9 or later (this is {torch.__version__}); take ddp"
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -83,7 +83,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=20, help="mutants of each module of the pool")
     parser.add_argument("--seed", type=int, default=0, help="of that draw")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after so long, with what there is")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     check_hook()
     tried = {
         "planted": lambda: planted(args.which),

@@ -88,7 +88,7 @@ CHAPTERS = dict(
             (
                 "the live reference is the policy", "passes are averaged, not pairs",
                 "gradients of the last step stay", "warm-up begins at 0", "gradients are not clipped",
-                "a resumed run begins the order anew", "metrics are means of means",
+                "a resumed run begins the order anew",
             ),
             {
                 "tr-005:update": {
