@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from dpo_core.generate import filter_logits
     from dpo_core.logprobs import pair_logps, reference_logps, sequence_logps, token_logps
     from dpo_core.losses import PairLogps, PairLoss, dpo_loss
+    from dpo_core.methods.adapter_files import load_adapted, load_model
     from dpo_core.methods.family import LOSSES, choose_loss
-    from dpo_core.methods.lora import LoRAConfig, adapter_off, add_lora, load_adapted, load_model, merge_lora
+    from dpo_core.methods.lora import LoRAConfig, adapter_off, add_lora, merge_lora
     from dpo_core.metrics import History, log_line, preference_metrics
     from dpo_core.model import GPT, GPTConfig
     from dpo_core.runs.processes import process_group
@@ -47,7 +48,8 @@ _HOMES = {
     "logprobs": ("pair_logps", "reference_logps", "sequence_logps", "token_logps"),
     "losses": ("PairLogps", "PairLoss", "dpo_loss"),
     "methods.family": ("LOSSES", "choose_loss"),
-    "methods.lora": ("LoRAConfig", "adapter_off", "add_lora", "load_adapted", "load_model", "merge_lora"),
+    "methods.adapter_files": ("load_adapted", "load_model"),
+    "methods.lora": ("LoRAConfig", "adapter_off", "add_lora", "merge_lora"),
     "metrics": ("History", "log_line", "preference_metrics"),
     "model": ("GPT", "GPTConfig"),
     "runs.processes": ("process_group",),

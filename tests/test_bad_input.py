@@ -24,7 +24,8 @@ from dpo_core.errors import InputError, printable, shown
 from dpo_core.formats.pairs import SHOWN, PreferencePair, load_pairs, save_pairs
 from dpo_core.formats.tables import LONGEST
 from dpo_core.generate import Generation
-from dpo_core.methods.lora import add_lora, load_merged, save_adapter
+from dpo_core.methods.adapter_files import load_merged, save_adapter
+from dpo_core.methods.lora import add_lora
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.tokenizer import load_tokenizer, read_encoding
 

@@ -18,7 +18,8 @@ from dpo_core.cli import main
 from dpo_core.config import DPOConfig
 from dpo_core.errors import InputError
 from dpo_core.formats.pairs import LabelledAnswer, PreferencePair, save_pairs
-from dpo_core.methods.lora import LoRAConfig, add_lora, load_adapted, merged_copy
+from dpo_core.methods.adapter_files import load_adapted
+from dpo_core.methods.lora import LoRAConfig, add_lora, merged_copy
 from dpo_core.metrics import History
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.runs.processes import FSDP_ON_CPU, Processes, any_rank, rank

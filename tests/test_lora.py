@@ -13,18 +13,8 @@ from dpo_core.data import collate, encode_pair
 from dpo_core.errors import InputError
 from dpo_core.formats.pairs import PreferencePair
 from dpo_core.logprobs import pair_logps
-from dpo_core.methods.lora import (
-    LoRAConfig,
-    adapter_off,
-    adapters,
-    add_lora,
-    load_adapted,
-    merge_lora,
-    merged_copy,
-    read_adapter,
-    save_adapter,
-    unmerge_lora,
-)
+from dpo_core.methods.adapter_files import load_adapted, read_adapter, save_adapter
+from dpo_core.methods.lora import LoRAConfig, adapter_off, adapters, add_lora, merge_lora, merged_copy, unmerge_lora
 from dpo_core.model import GPT
 from dpo_core.trainer import DPOTrainer
 

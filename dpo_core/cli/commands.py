@@ -37,7 +37,8 @@ from dpo_core.kernels.precision import choose
 from dpo_core.lm.pretrain import Document, LMConfig, text_documents, train_lm
 from dpo_core.lm.sft import load_examples, sft_documents
 from dpo_core.logprobs import reference_logps
-from dpo_core.methods.lora import LoRAConfig, adapters, add_lora, count_parameters, load_model
+from dpo_core.methods.adapter_files import load_model
+from dpo_core.methods.lora import LoRAConfig, adapters, add_lora, count_parameters
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.runs.checkpoint import list_checkpoints, save_trained, writable_folder, write_json
 from dpo_core.runs.exits import BROKEN_PIPE, discard, lasting_output, say

@@ -28,7 +28,8 @@ from torch import Tensor
 from dpo_core.data import EncodedPair
 from dpo_core.errors import InputError
 from dpo_core.formats.files import NamedLock, atomic_write, read_json, read_tensors, reason, sync
-from dpo_core.methods.lora import adapters, merged_copy, read_adapter, save_adapter
+from dpo_core.methods.adapter_files import read_adapter, save_adapter
+from dpo_core.methods.lora import adapters, merged_copy
 from dpo_core.metrics import History
 from dpo_core.model import GPT, write_tokenizer
 from dpo_core.runs.exits import delayed_interrupt

@@ -173,7 +173,9 @@ RUNS = [
     ),
     # Adapters
     mistake("a merged model bears the old name", "lora", "dpo_core.methods.lora:merge_lora", drop("model.source = ''")),
-    mistake("an adapter may have any rank", "lora", "dpo_core.methods.lora:load_adapted", never("_r['r'] > _l")),
+    mistake(
+        "an adapter may have any rank", "lora", "dpo_core.methods.adapter_files:load_adapted", never("_r['r'] > _l")
+    ),
     mistake(
         "the adapter stays on in the reference", "lora", "dpo_core.methods.lora:adapter_off", drop("_l.on = False")
     ),
