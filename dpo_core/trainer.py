@@ -127,7 +127,7 @@ class DPOTrainer:
         for group in self.passes(indices):  # pairs of like length
             logps = self.logps(group)  # (B,) each: policy and reference, chosen and rejected
             out = self.loss(logps, beta)  # (B,) loss and rewards
-            self.backward(out.loss.sum() / len(indices))  # the passes add up to the mean over all pairs
+            self.backward(out.loss.sum() / len(indices))  # passes add up to the mean
             metrics.append(self.gathered(preference_metrics(logps, out), group))
         return self.clip_and_move(learning_rate, metrics)
 
