@@ -239,7 +239,9 @@ class NamedLock:
             raise
 
     def _holder(self) -> str:
-        return self.note.read_text("utf-8", "replace") if self.note.exists() else ""
+        with suppress(FileNotFoundError):  # it may go at any moment
+            return self.note.read_text("utf-8", "replace")
+        return ""
 
     def release(self) -> None:
         """Release the lock."""
