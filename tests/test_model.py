@@ -126,7 +126,10 @@ class Hub:
                 return body[: len(body) // 2] if broken and stored else body
 
             def listing(self):
-                told = {"id": ANOTHER, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+                told = {  # the fields that every release of huggingface_hub asks for
+                    **{"id": ANOTHER, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]},
+                    **{"private": False, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []},
+                }
                 tree = [
                     {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
                     for name, content in files.items()
