@@ -104,7 +104,7 @@ CHAPTERS = dict(
             (
                 "a tie counts as a hit", "reward accuracy is the policy's own ranking",
                 "exchanged labels are looked for in training alone", "every fall is harmless",
-                "odd tokens are odd to the policy", "the reference is left out",
+                "the reference is left out",
             ),
             {
                 "read-038": {"labels are not exchanged": swap("swap(_p)", "_p")},
@@ -117,7 +117,6 @@ CHAPTERS = dict(
             (
                 "beta is upside down at the optimum", "KL is taken the other way round",
                 "the worse answer is preferred", "beta divides instead of multiplying",
-                "the sampled KL is of the reference",
             ),
             {
                 "beta-005:variance_at": {"the mean's square is forgotten": swap("_a - _b ** 2", "_a")},
