@@ -144,8 +144,10 @@ def train(code: Code, steps: int, beta: float = 0.5) -> Run:
         of_policy = [code.logps(policy, *rows) for rows in toy_pairs()]
         loss = code.loss(*of_policy, *of_reference, beta).mean()
         with torch.no_grad():
-            four = [_sequence_logps(model, *rows) for model in (policy, start) for rows in toy_pairs()]
-            true.append(_loss(*four, beta).mean().item())
+            (chosen, rejected), (was_chosen, was_rejected) = (
+                [_sequence_logps(model, *rows) for rows in toy_pairs()] for model in (policy, start)
+            )
+            true.append(_loss(chosen, rejected, was_chosen, was_rejected, beta).mean().item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -37,7 +37,7 @@ NEXT_TOKEN_LOGPS = Exercise(
     cases=_logits_cases,
     right=_next_token_logps,
     mistakes={
-        "the shift is missing; the logits at t predict token t + 1, so the last logits predict nothing": lambda *given: (
+        "the shift is missing; the logits at t predict token t + 1, the last logits predict nothing": lambda *given: (
             _picked(given[0].log_softmax(2), given[1])
         ),
         "the last column is dropped, but the shift is missing; the logits at t predict token t + 1": lambda *given: (
