@@ -56,16 +56,20 @@ def _key(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def live_bytes(function: Callable[[], torch.Tensor]) -> tuple[int, int]:
+def live_bytes(function: Callable[..., torch.Tensor], *arguments: torch.Tensor) -> tuple[int, int]:
     """Run a function and the backward pass of its sum.
 
     Args:
         function: makes the tensor whose sum is differentiated.
+        arguments: of the function.
     Returns:
         Bytes alive between the two passes, and at the highest point.
+
+    >>> live_bytes(torch.exp, torch.ones(1000, requires_grad=True))[0]  # the result, and its sum
+    4004
     """
     with Live() as live:
-        total = function().sum()
+        total = function(*arguments).sum()
         between = live.now
         total.backward()
     return between, live.peak
