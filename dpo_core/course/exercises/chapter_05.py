@@ -37,17 +37,17 @@ NEXT_TOKEN_LOGPS = Exercise(
     cases=_logits_cases,
     right=_next_token_logps,
     mistakes={
-        "the shift is missing; the logits at t predict token t + 1, and the last ones predict nothing": lambda *given: (
+        "the shift is missing; the logits at t predict token t + 1, the last logits predict nothing": lambda *given: (
             _picked(given[0].log_softmax(2), given[1])
         ),
-        "the shift is missing, and the last column was dropped; the logits at t predict token t + 1": lambda *given: (
+        "the last column is dropped, but the shift is missing; the logits at t predict token t + 1": lambda *given: (
             _picked(given[0].log_softmax(2), given[1])[:, :-1]
         ),
-        "it is shifted the wrong way; drop the last logits and the first token": lambda *given: _picked(
+        "the shift goes the wrong way; drop the last logits and the first token": lambda *given: _picked(
             given[0][:, 1:].log_softmax(2), given[1][:, :-1]
         ),
         "these are logits; take log_softmax first": lambda *given: _picked(given[0][:, :-1], given[1][:, 1:]),
-        "these are probabilities; take log_softmax in place of softmax": lambda *given: _next_token_logps(*given).exp(),
+        "these are probabilities; use log_softmax instead of softmax": lambda *given: _next_token_logps(*given).exp(),
         "log_softmax runs over the positions; the vocabulary is the last dimension": lambda *given: _picked(
             given[0][:, :-1].log_softmax(1), given[1][:, 1:]
         ),
@@ -81,22 +81,20 @@ ANSWER_SUM = Exercise(
     cases=_answer_cases,
     right=_answer_sum,
     mistakes={
-        "the mask was not shifted along; logps[:, t] is of token t + 1, so use mask[:, 1:]": lambda logps, mask: (
+        "the mask is not shifted; logps[:, t] belongs to token t + 1, so use mask[:, 1:]": lambda logps, mask: (
             logps * mask[:, :-1]
         ).sum(1),
         "the mask is not used, so prompt and padding count": lambda logps, mask: logps.sum(1),
-        "it is the mean over the answer's tokens; the sum is asked for": lambda logps, mask: (
+        "this is the mean over the answer's tokens; return the sum": lambda logps, mask: (
             _answer_sum(logps, mask) / mask.sum(1)
         ),
-        "it is the mean over the whole row, padding included; the sum is asked for": lambda logps, mask: (
+        "this is the mean over the whole row with its padding; return the sum": lambda logps, mask: (
             logps * mask[:, 1:]
         ).mean(1),
-        "the last token of the answer, its end of text, does not count": lambda logps, mask: _answer_sum(
+        "the last token of the answer, its end of text, is left out; it counts": lambda logps, mask: _answer_sum(
             logps, _without_last(mask)
         ),
-        "it sums over the batch, too; one number for each row is asked for": lambda logps, mask: (
-            logps * mask[:, 1:]
-        ).sum(),
+        "this also sums over the batch; return one number per row": lambda logps, mask: (logps * mask[:, 1:]).sum(),
     },
 )
 
@@ -131,10 +129,10 @@ DPO_LOSS = Exercise(
     cases=_loss_cases,
     right=_loss(),
     mistakes={
-        "it is the mean; one loss for each pair is asked for, and who calls decides how to average": (
+        "this is the mean; return one loss per pair, and let the caller average": (
             lambda *given: _loss()(*given).mean()
         ),
-        "it uses two of the four numbers; a pair has two answers": (
+        "this uses two of the four numbers; a pair has two answers": (
             lambda pc, pr, rc, rr, beta: -F.logsigmoid(beta * (pc - rc))
         ),
         "the reference is missing; the margin is a difference of log-ratios": (
@@ -145,10 +143,10 @@ DPO_LOSS = Exercise(
         ),
         "beta is applied twice": _loss(power=2),
         "beta is missing; it multiplies the margin": _loss(power=0),
-        "beta stands outside; it belongs inside the sigmoid": _loss(power=0, outside=1),
+        "beta is outside the sigmoid; it belongs inside": _loss(power=0, outside=1),
         "the sign is wrong; a loss is not negative": _loss(sign=1.0),
         "chosen and rejected are exchanged; the loss is low when the margin is large": _loss(inside=-1.0),
-        "infinite at a large margin: log(sigmoid(x)) is log(0); use logsigmoid": _unstable,
+        "the loss is infinite at a large margin, because log(sigmoid(x)) is log(0); use logsigmoid": _unstable,
         "these are probabilities; the loss is -log of them": lambda *given: (-_loss()(*given)).exp(),
     },
 )
@@ -175,13 +173,13 @@ DPO_GRADIENT = Exercise(
     cases=_gradient_cases,
     right=_gradient(),
     mistakes={
-        "the sign is wrong; the chosen answer should gain, so its gradient is negative": _gradient(sign=1.0),
+        "the sign is wrong; a step should raise the chosen answer, so its gradient is negative": _gradient(sign=1.0),
         "beta is missing in front; the chain rule brings it out": _gradient(beta_outside=False),
         "beta is missing inside the sigmoid": _gradient(beta_inside=False),
-        "the weight is that of the wrong side, sigmoid(+margin); pairs that are still wrong should pull most": (
+        "the weight is sigmoid(+margin) instead of sigmoid(-margin); pairs with a negative margin should pull most": (
             _gradient(inside=1.0)
         ),
-        "it is the gradient of the mean; that of each pair's own loss is asked for": lambda *given: (
+        "this is the gradient of the mean; return the gradient of each pair's own loss": lambda *given: (
             _gradient()(*given) / len(given[0])
         ),
     },
@@ -199,13 +197,13 @@ NEG_LOG_SIGMOID = Exercise(
     cases=_margin_cases,
     right=lambda x: -F.logsigmoid(x),
     mistakes={
-        "infinite at large negative margins, where float32 has 0 for sigmoid(x) and infinity for exp(-x)": (
+        "the loss is infinite at large negative margins, where float32 has 0 for sigmoid(x) and infinity for exp(-x)": (
             lambda x: -torch.log(torch.sigmoid(x))
         ),
-        "not a number at large positive margins, where exp(x) leaves float32": lambda x: (
+        "the loss is nan at large positive margins, where exp(x) is too large for float32": lambda x: (
             -torch.log(torch.exp(x) / (1 + torch.exp(x)))
         ),
-        "a small number under the log caps the loss, and with it the gradient, where the model is most wrong": (
+        "a small number under the log caps the loss, so there is no gradient where the model is most wrong": (
             lambda x: -torch.log(torch.sigmoid(x) + 1e-8)
         ),
         "the margin is clipped, so there is no gradient where the model is most wrong": lambda x: (
@@ -244,11 +242,11 @@ PAIR_MASK = Exercise(
         "tokens see what comes after them; the mask has to be causal as well": lambda segments: (
             (segments[:, None] == segments[None, :]) | (segments[None, :] == 0)
         ),
-        "rows and columns are exchanged; a row is the token that looks": lambda segments: _pair_mask(segments).T,
-        "no token sees itself; the diagonal is allowed": lambda segments: (
+        "rows and columns are exchanged; the row is the token that looks": lambda segments: _pair_mask(segments).T,
+        "no token sees itself; allow the diagonal": lambda segments: (
             _pair_mask(segments) & ~torch.eye(len(segments), dtype=torch.bool)
         ),
-        "what is allowed and what is not are exchanged": lambda segments: ~_pair_mask(segments),
+        "the mask is inverted; true means that looking is allowed": lambda segments: ~_pair_mask(segments),
     },
 )
 
@@ -275,16 +273,20 @@ CDPO_LOSS = Exercise(
     right=lambda *given: dpo_loss(*given).loss,
     mistakes={
         "the weights are exchanged; smoothing is the share of wrong labels": _smoothed(lambda e: e, lambda e: 1 - e),
-        "the weights do not add up to 1; the label as given has 1 - smoothing": _smoothed(lambda e: 1, lambda e: e),
-        "the flipped label is subtracted; that is robust DPO, up to a factor": _smoothed(lambda e: 1 - e, lambda e: -e),
-        "that is robust DPO, which corrects for the flips; the plain mixture is asked for": _smoothed(
+        "the weights do not add up to 1; the given label has the weight 1 - smoothing": _smoothed(
+            lambda e: 1, lambda e: e
+        ),
+        "the loss of the flipped label is subtracted, as in robust DPO; add it": _smoothed(
+            lambda e: 1 - e, lambda e: -e
+        ),
+        "this is robust DPO, which corrects for the flips; return the plain mixture": _smoothed(
             lambda e: (1 - e) / (1 - 2 * e), lambda e: -e / (1 - 2 * e)
         ),
         "the smoothing is not used": _smoothed(lambda e: 1, lambda e: 0),
         "the margin is shrunk; mix the two losses instead": lambda *given: _smoothed(lambda e: 1, lambda e: 0)(
             *given[:4], given[4] * (1 - 2 * given[5]), 0.0
         ),
-        "only the label as given counts, with less weight; the flipped one belongs to the mixture": _smoothed(
+        "only the given label counts, with less weight; add the loss of the flipped label": _smoothed(
             lambda e: 1 - e, lambda e: 0
         ),
     },
