@@ -51,8 +51,8 @@ OPTIMAL_POLICY = Exercise(
         "the sign is flipped; a higher reward makes an answer likelier": lambda reference, rewards, beta: _normalized(
             reference - rewards / beta
         ),
-        "the reference is forgotten; it is what the rewards tilt": lambda reference, rewards, beta: _normalized(
-            rewards / beta
+        "the reference is forgotten; the optimum multiplies it by exp(r / beta)": lambda reference, rewards, beta: (
+            _normalized(rewards / beta)
         ),
         "beta divides the reference too; it divides rewards alone": lambda reference, rewards, beta: _normalized(
             (reference + rewards) / beta
@@ -98,7 +98,7 @@ BETA_FOR_KL = Exercise(
     cases=_budget_cases,
     right=_beta_for_kl,
     mistakes={
-        "it is 1 / beta; rewards are divided by beta, and a higher beta spends less": lambda *arguments: (
+        "this is 1 / beta; rewards are divided by beta, and a higher beta has a lower KL": lambda *arguments: (
             1 / _beta_for_kl(*arguments)
         ),
         "this is forward KL; the policy stands first": lambda reference, rewards, budget: _bisect(
