@@ -1,4 +1,4 @@
-"""The exercises of chapter 03: optimum, log Z, implied rewards, preferences, the gradient, and a second reference."""
+"""The exercises of chapter 03: optimum, beta for a budget of KL, implied rewards, gradient, and a second reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpo_core.course.exercises.base import Exercise
-from dpo_core.study.tabular import implied_rewards, log_partition, optimal_policy, random_world
+from dpo_core.study.tabular import implied_rewards, kl_divergence, optimal_policy, random_world
 
 __all__ = ["EXERCISES"]
 
@@ -26,25 +26,33 @@ def _normalized(scores: Tensor) -> Tensor:
     return scores.log_softmax(-1)
 
 
+def _shares(weights: Tensor) -> Tensor:
+    return weights / weights.sum(-1, keepdim=True)
+
+
 # The closed form
 
 
 def _optimum_cases() -> list[tuple]:
-    return [(*_tables(seed, shape)[:2], beta) for seed, (shape, beta) in enumerate(zip(SHAPES, (0.4, 0.8, 3.0)))]
+    shapes = (*SHAPES, SHAPES[0])
+    return [(*_tables(seed, shape)[:2], beta) for seed, (shape, beta) in enumerate(zip(shapes, (0.4, 0.8, 3.0, 0.001)))]
 
 
 OPTIMAL_POLICY = Exercise(
     cases=_optimum_cases,
     right=optimal_policy,
     mistakes={
+        "exp(r / beta) overflows where beta is small; use log_softmax or torch.logsumexp": (
+            lambda reference, rewards, beta: _shares(reference.exp() * (rewards / beta).exp()).log()
+        ),
         "beta is inverted; rewards are divided by beta": lambda reference, rewards, beta: _normalized(
             reference + rewards * beta
         ),
         "the sign is flipped; a higher reward makes an answer likelier": lambda reference, rewards, beta: _normalized(
             reference - rewards / beta
         ),
-        "the reference is forgotten; it is what the rewards tilt": lambda reference, rewards, beta: _normalized(
-            rewards / beta
+        "the reference is forgotten; the optimum multiplies it by exp(r / beta)": lambda reference, rewards, beta: (
+            _normalized(rewards / beta)
         ),
         "beta divides the reference too; it divides rewards alone": lambda reference, rewards, beta: _normalized(
             (reference + rewards) / beta
@@ -66,33 +74,44 @@ OPTIMAL_POLICY = Exercise(
 )
 
 
-# The partition function
+# The beta that spends a given KL
 
 
-def _partition_cases() -> list[tuple]:
-    return [(*_tables(seed, shape)[:2], beta) for seed, (shape, beta) in enumerate(zip(SHAPES, (0.5, 2.0, 0.001)))]
+def _budget_cases() -> list[tuple]:
+    return [(*_tables(seed, shape)[:2], kl) for seed, (shape, kl) in enumerate(zip(SHAPES, (0.05, 0.15, 0.3)))]
 
 
-LOG_PARTITION = Exercise(
-    cases=_partition_cases,
-    right=log_partition,
+def _bisect(spent: Callable[[float], Tensor], budget: float) -> Tensor:
+    """Find the beta between 0.001 and 1000 at which a KL that falls as beta rises is the budget."""
+    low, high = 1e-3, 1e3
+    for _ in range(100):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if spent(middle) > budget else (low, middle)
+    return torch.tensor(middle, dtype=torch.float64)
+
+
+def _beta_for_kl(reference: Tensor, rewards: Tensor, budget: float) -> Tensor:
+    return _bisect(lambda b: kl_divergence(optimal_policy(reference, rewards, b), reference).mean(), budget)
+
+
+BETA_FOR_KL = Exercise(
+    cases=_budget_cases,
+    right=_beta_for_kl,
     mistakes={
-        "exp(r / beta) overflows where beta is small; use torch.logsumexp": lambda reference, rewards, beta: (
-            (reference.exp() * (rewards / beta).exp()).sum(-1).log()
+        "this is 1 / beta; rewards are divided by beta, and a higher beta has a lower KL": lambda *arguments: (
+            1 / _beta_for_kl(*arguments)
         ),
-        "beta is inverted; rewards are divided by beta": lambda reference, rewards, beta: (
-            reference + rewards * beta
-        ).logsumexp(-1),
-        "the reference is forgotten": lambda reference, rewards, beta: (rewards / beta).logsumexp(-1),
-        "it is the mean over the answers; the sum is asked for": lambda reference, rewards, beta: (
-            log_partition(reference, rewards, beta) - torch.tensor(float(reference.shape[-1])).log()
+        "this is forward KL; the policy stands first": lambda reference, rewards, budget: _bisect(
+            lambda b: kl_divergence(reference, optimal_policy(reference, rewards, b)).mean(), budget
         ),
-        "it sums over the prompts; sum over the answers": lambda reference, rewards, beta: (
-            reference + rewards / beta
-        ).logsumexp(0),
-        "it is Z; its logarithm is asked for": lambda *arguments: log_partition(*arguments).exp(),
-        "it is beta log Z; log Z alone is asked for": lambda reference, rewards, beta: (
-            beta * log_partition(reference, rewards, beta)
+        "this beta spends the budget as a sum over prompts; the mean is asked for": (
+            lambda reference, rewards, budget: _beta_for_kl(reference, rewards, budget / len(reference))
+        ),
+        "this beta spends the budget at the first prompt; the mean over prompts is asked for": (
+            lambda reference, rewards, budget: _beta_for_kl(reference[:1], rewards[:1], budget)
+        ),
+        "the bisection runs the wrong way: KL falls as beta rises": lambda reference, rewards, budget: _bisect(
+            lambda b: -kl_divergence(optimal_policy(reference, rewards, b), reference).mean(), -budget
         ),
     },
 )
@@ -137,7 +156,7 @@ CENTRED_REWARDS = Exercise(
 )
 
 
-# Which answer would be preferred
+# The gradient
 
 
 def _pair_cases() -> list[tuple]:
@@ -152,40 +171,6 @@ def _pair_cases() -> list[tuple]:
 def _gap(table: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Subtract the entry of one answer from that of another: (X,)."""
     return (table.gather(1, first[:, None]) - table.gather(1, second[:, None]))[:, 0]
-
-
-def _policy_preference(policy: Tensor, reference: Tensor, beta: float, first: Tensor, second: Tensor) -> Tensor:
-    return torch.sigmoid(beta * _gap(policy - reference, first, second))
-
-
-POLICY_PREFERENCE = Exercise(
-    cases=_pair_cases,
-    right=_policy_preference,
-    mistakes={
-        "the two answers are exchanged": lambda policy, reference, beta, first, second: _policy_preference(
-            policy, reference, beta, second, first
-        ),
-        "the policy's own probabilities are compared; compare the implied rewards": (
-            lambda policy, reference, beta, first, second: torch.sigmoid(_gap(policy, first, second))
-        ),
-        "the reference is forgotten": lambda policy, reference, beta, first, second: torch.sigmoid(
-            beta * _gap(policy, first, second)
-        ),
-        "beta is forgotten": lambda policy, reference, beta, first, second: torch.sigmoid(
-            _gap(policy - reference, first, second)
-        ),
-        "beta is inverted; the log-ratio is multiplied by beta": lambda policy, reference, beta, first, second: (
-            torch.sigmoid(_gap(policy - reference, first, second) / beta)
-        ),
-        "it is the margin; its sigmoid is asked for": lambda policy, reference, beta, first, second: (
-            beta * _gap(policy - reference, first, second)
-        ),
-        "it is the logarithm; the probability is asked for": lambda *arguments: _policy_preference(*arguments).log(),
-    },
-)
-
-
-# The gradient
 
 
 def _one_hot(table: Tensor, column: Tensor) -> Tensor:
@@ -280,9 +265,8 @@ TWO_REFERENCES = Exercise(
 
 EXERCISES = {
     "optimal_policy": OPTIMAL_POLICY,
-    "log_partition": LOG_PARTITION,
+    "beta_for_kl": BETA_FOR_KL,
     "centred_rewards": CENTRED_REWARDS,
-    "policy_preference": POLICY_PREFERENCE,
     "tabular_gradient": TABULAR_GRADIENT,
     "two_references": TWO_REFERENCES,
 }
