@@ -95,7 +95,7 @@ STANDARD_ERRORS = Exercise(
     right=_standard_errors,
     mistakes={
         "these are variances; take the square root": lambda *arguments: _standard_errors(*arguments) ** 2,
-        "it is the inverse of the diagonal; take the diagonal of the inverse": lambda *arguments: (
+        "this inverts the diagonal; invert the matrix, then take its diagonal": lambda *arguments: (
             _information(*arguments).diagonal().rsqrt()
         ),
         "the first reward is held at 0; let the rewards have mean 0, as the pseudo-inverse does": _first_fixed,
