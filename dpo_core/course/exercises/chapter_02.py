@@ -1,8 +1,6 @@
-"""The exercises of chapter 02: a choice's probability, a reward model's loss, intervals, sample size, the ceiling."""
+"""The exercises of chapter 02 that have a check: a reward model's loss, standard errors, the ceiling of accuracy."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,38 +13,6 @@ __all__ = ["EXERCISES"]
 
 def _normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-# The probability of a choice
-
-
-def _probability_cases() -> list[tuple]:
-    return [(3 * _normal(seed, 6), 3 * _normal(seed + 100, 6), noise) for seed, noise in enumerate((1.0, 0.5, 2.0))]
-
-
-def _probability(first: Tensor, second: Tensor, noise: float) -> Tensor:
-    return ((first - second) / noise).sigmoid()
-
-
-PREFERENCE_PROBABILITY = Exercise(
-    cases=_probability_cases,
-    right=_probability,
-    mistakes={
-        "it is the probability that the second answer is preferred": lambda first, second, noise: _probability(
-            second, first, noise
-        ),
-        "the noise is not used; divide the difference by it": lambda first, second, noise: _probability(
-            first, second, 1.0
-        ),
-        "the difference is multiplied by the noise; more noise should bring the choice nearer to 1/2": (
-            lambda first, second, noise: _probability(first, second, 1 / noise)
-        ),
-        "it is the share of the rewards, first / (first + second); rewards may be negative, so take exp of them": (
-            lambda first, second, noise: first / (first + second)
-        ),
-        "it is the choice without noise, 0 or 1": lambda first, second, noise: (first > second).float(),
-    },
-)
 
 
 # The loss of a reward model
@@ -129,7 +95,7 @@ STANDARD_ERRORS = Exercise(
     right=_standard_errors,
     mistakes={
         "these are variances; take the square root": lambda *arguments: _standard_errors(*arguments) ** 2,
-        "it is the inverse of the diagonal; take the diagonal of the inverse": lambda *arguments: (
+        "this inverts the diagonal; invert the matrix, then take its diagonal": lambda *arguments: (
             _information(*arguments).diagonal().rsqrt()
         ),
         "the first reward is held at 0; let the rewards have mean 0, as the pseudo-inverse does": _first_fixed,
@@ -140,45 +106,6 @@ STANDARD_ERRORS = Exercise(
         "a comparison tells p (1 - p), not 1/4; 1/4 holds for equal rewards": lambda rewards, counts: _standard_errors(
             torch.zeros_like(rewards), counts
         ),
-    },
-)
-
-
-# How many comparisons
-
-
-def _needed_cases() -> list[tuple]:
-    return [(torch.tensor([0.55, 0.6, 0.75]), 0.8), (torch.tensor([0.52, 0.45, 0.3]), 0.9)]
-
-
-def _needed(alpha: float = 0.05, sides: int = 2, null_only: bool = False) -> Callable[[Tensor, float], Tensor]:
-    def needed(shares: Tensor, power: float) -> Tensor:
-        shares = shares.double()
-        quantiles = torch.special.ndtri(torch.tensor([1 - alpha / sides, power], dtype=torch.float64))
-        spread = torch.full_like(shares, 0.5) if null_only else (shares * (1 - shares)).sqrt()
-        return ((quantiles[0] / 2 + quantiles[1] * spread) / (shares - 0.5)) ** 2
-
-    return needed
-
-
-def _right_needed(shares: Tensor, power: float) -> Tensor:
-    return _needed()(shares, power).ceil()
-
-
-COMPARISONS_NEEDED = Exercise(
-    cases=_needed_cases,
-    right=_right_needed,
-    mistakes={
-        "it is not rounded up": _needed(),
-        "it is rounded down; then the power is not reached": lambda *arguments: _needed()(*arguments).floor(),
-        "it is for a one-sided test (1.645); 1.96 is asked for": lambda *arguments: _needed(sides=1)(*arguments).ceil(),
-        "power is missing: so many give an interval of that half width, which excludes 1/2 only half the time": (
-            lambda shares, power: _needed()(shares, 0.5).ceil()
-        ),
-        "both spreads are those of a fair coin; under the share itself it is sqrt(share (1 - share))": (
-            lambda *arguments: _needed(null_only=True)(*arguments).ceil()
-        ),
-        "power and level are exchanged": lambda shares, power: _needed(alpha=2 * (1 - power))(shares, 0.975).ceil(),
     },
 )
 
@@ -217,9 +144,7 @@ ACCURACY_CEILING = Exercise(
 
 
 EXERCISES = {
-    "preference_probability": PREFERENCE_PROBABILITY,
     "reward_loss": REWARD_LOSS,
     "standard_errors": STANDARD_ERRORS,
-    "comparisons_needed": COMPARISONS_NEEDED,
     "accuracy_ceiling": ACCURACY_CEILING,
 }
