@@ -144,11 +144,13 @@ CHAPTERS = dict(
             (
                 "the robust loss is the conservative one", "label smoothing's sign is flipped",
                 "IPO takes sums for averages", "SimPO's margin is multiplied by beta", "the reference is left out",
-                "kto's reference point is of the answers' own prompts",
             ),
             {
                 "family-014:ratios": {"the wrong way round": swap("_a - _b", "_b - _a")},
                 "family-018:gains": {"the other minus the one": swap("_a - _b", "_b - _a")},
+                "family-036": {
+                    "the reference point is of the answers' own prompts": swap("judged[_j].prompt", "p.prompt")
+                },
                 "family-023:per_token": {"nats of an answer, not of a token": swap("_a / _b", "_a")},
                 "family-050:robust_loss": {"conservative for robust": swap("_a - _e * _f", "_a + _e * _f")},
             },
