@@ -1,14 +1,14 @@
 """The picture of the map: from text to an evaluated model, with the chapters at their boxes.
 
-``course-map`` puts it on a page, where it takes the colours of the page, light or dark. ``python book/_ext/course_map.py``
-writes ``book/images/map.svg`` with the colours of the figures, for notebooks and for whoever wants a file.
+``course-map`` puts it on a page, where it takes the colours of the page, light or dark. ``python
+book/_ext/course_map.py`` writes ``book/images/map.svg`` with the colours of the figures, for notebooks.
 """
 
 from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -137,7 +137,8 @@ def svg(colours: dict[str, str], background: str = "") -> str:
         f'<path d="M33 433v8l7 -4z" style="fill:{colours["chosen"]}"/>' + chip(17, 328, "00", colours)
     )
     between = arrow((179, 344), (213, 344), colours) + chip(196, 325, "03", colours)
-    body = "".join([card, *(drawn(box, colours) for box in BOXES), *(arrow(*a, colours) for a in ARROWS), rail, between])
+    boxes, arrows = [drawn(box, colours) for box in BOXES], [arrow(*ends, colours) for ends in ARROWS]
+    body = "".join([card, *boxes, *arrows, rail, between])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(ALT)}"'
         f' style="font-family:{colours["font"]}">{body}</svg>'
@@ -147,7 +148,7 @@ def svg(colours: dict[str, str], background: str = "") -> str:
 class CourseMap(SphinxDirective):
     """``course-map``: the picture; with the option ``small`` for a page whose subject it is not."""
 
-    option_spec = {"small": directives.flag}
+    option_spec: ClassVar[dict[str, Any]] = {"small": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         size = " course-map-small" if "small" in self.options else ""
