@@ -122,7 +122,7 @@ class TimesDirective(SphinxDirective):
     """``chapter-times``: a table with the minutes that each chapter takes by the rule, with and without exercises."""
 
     def run(self) -> list[nodes.Node]:
-        lines = ["| chapter | text and code | exercises | minutes in all |", "|---|---|---|---|"]
+        lines = ["| chapter | minutes of text and code | exercises | minutes in all |", "|---|---|---|---|"]
         for chapter in chapters(ROOT):
             (row,) = counted([chapter.number])
             self.env.note_dependency(str(NOTEBOOKS / f"{row.chapter}.ipynb"))
