@@ -2,7 +2,9 @@
 
 from types import SimpleNamespace
 
+import book_hooks
 import chapters
+import course_map
 import dressing
 import measured
 import pytest
@@ -57,6 +59,40 @@ def test_colab_is_offered_where_it_can_install_the_library(launch, expected):
     link = f"https://colab.research.google.com/github/someone/course/blob/main/{page}.ipynb"
     assert (link in html) is expected
     assert f'href="../_sources/{page}.ipynb" download' in html
+
+
+def test_every_chapter_stands_on_the_map():
+    listed = {chapter.number for chapter in chapters.chapters(measured.ROOT)}
+    drawn = {number for box in course_map.BOXES for number in box.chapters} | {"00", "03"}
+    assert drawn == listed
+    picture = course_map.svg(course_map.ON_PAGE)
+    assert all(number in course_map.ALT and f">{number}</text>" in picture for number in listed)
+
+
+def test_the_file_of_the_map_is_what_its_script_draws():
+    """``python book/_ext/course_map.py`` writes it."""
+    assert course_map.FILE.read_text(encoding="utf-8") == course_map.svg(course_map.IN_FILE, "#fafaf7") + "\n"
+
+
+def test_times_follow_the_rule():
+    (row,) = chapters.counted(["05"])
+    assert row.chapter.startswith("05_") and 0 < chapters.reading(row) < row.minutes
+    assert (chapters.spoken(23), chapters.spoken(164), chapters.spoken(480)) == ("25 minutes", "2 h 45 min", "8 h")
+
+
+@pytest.mark.parametrize(
+    "address, target",
+    [
+        ("https://github.com/a/b", "https://github.com/a/b/issues/new?title=Mistake%20on%20the%20page%20book/map"),
+        ("", "using.html#found-a-mistake"),
+    ],
+)
+def test_every_page_has_a_link_for_reports(address, target):
+    app = SimpleNamespace(config=SimpleNamespace(html_theme_options={"repository_url": address}))
+    context = {"pathto": lambda page: "using.html"}
+    book_hooks.offer_report(app, "book/map", "page.html", context, None)
+    assert f'href="{target}"' in context["theme_extra_footer"]
+    assert "\n## Found a mistake?\n" in (measured.ROOT / "book" / "using.md").read_text(encoding="utf-8")
 
 
 def test_predictions_become_boxes():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 UNUSED = (  # in the theme's style sheets: Font Awesome's fonts and glyphs, and the link to a source map
     r"@font-face\{[^}]*Font Awesome[^}]*\}"
@@ -31,6 +33,20 @@ def point_buttons(app: Any, config: Any) -> None:
             options["repository_branch"] = os.environ["GITHUB_REF_NAME"]
     if options.get("repository_url"):
         options.update(dict.fromkeys(BUTTONS, True))
+
+
+def offer_report(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Put a link into each page's footer for those who find a mistake.
+
+    Where the repository's address is known, it opens an issue that names the page; elsewhere it leads to the page that
+    says how to check a claim and what to send.
+    """
+    address = app.config.html_theme_options.get("repository_url")
+    if address and "github.com" in address:
+        target = f"{address}/issues/new?title={quote(f'Mistake on the page {page}')}"
+    else:
+        target = context["pathto"]("book/using") + "#found-a-mistake"
+    context["theme_extra_footer"] = f'<p><a href="{escape(target)}">Report a mistake on this page</a></p>'
 
 
 def drop_scripts(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -73,6 +89,7 @@ def slim_theme(app: Any, failure: Exception | None) -> None:
 
 def setup(app: Any) -> dict[str, Any]:
     app.connect("config-inited", point_buttons, priority=100)  # before the theme reads its options
+    app.connect("html-page-context", offer_report, priority=900)
     app.connect("html-page-context", drop_scripts, priority=900)  # after everyone has added theirs
     app.connect("build-finished", slim_theme, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

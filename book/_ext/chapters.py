@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
+import sys
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from docutils import nodes
+from docutils.statemachine import StringList
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from tools.book_counts import MINUTES_AN_EXERCISE, NOTEBOOKS, Counts, count  # noqa: E402
 
 LEVELS = {  # by chapter: how much it asks of a reader, 1 to 3, and of what kind
     "00": (1, "some Python"),
@@ -88,6 +96,52 @@ def question(doctree: nodes.document) -> str:
     return "" if "\\" in sentence else sentence
 
 
+def counted(numbers: list[str]) -> list[Counts]:
+    """What is in the chapters with these numbers."""
+    return [count(next(NOTEBOOKS.glob(f"{number}_*.ipynb"))) for number in numbers]
+
+
+def reading(row: Counts) -> int:
+    """Minutes for the text and the code of a chapter, by the rule of ``tools/book_counts.py``."""
+    return row.minutes - MINUTES_AN_EXERCISE * row.exercises
+
+
+def spoken(minutes: float) -> str:
+    """A time in steps of five minutes, in hours from 100 minutes on in steps of a quarter.
+
+    >>> spoken(23), spoken(164), spoken(480)
+    ('25 minutes', '2 h 45 min', '8 h')
+    """
+    if minutes < 100:
+        return f"{max(5, 5 * round(minutes / 5))} minutes"
+    hours, quarters = divmod(round(minutes / 15), 4)
+    return f"{hours} h" + (f" {15 * quarters} min" if quarters else "")
+
+
+class TimesDirective(SphinxDirective):
+    """``chapter-times``: a table with the minutes that each chapter takes by the rule, with and without exercises."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = ["| chapter | minutes of text and code | exercises | minutes in all |", "|---|---|---|---|"]
+        for chapter in chapters(ROOT):
+            (row,) = counted([chapter.number])
+            self.env.note_dependency(str(NOTEBOOKS / f"{row.chapter}.ipynb"))
+            link = f"[{chapter.number}](../{chapter.page}.ipynb)"
+            lines.append(f"| {link} | {reading(row)} | {row.exercises} | {row.minutes} |")
+        parent = nodes.Element()
+        self.state.nested_parse(StringList(lines, self.get_source_info()[0]), self.content_offset, parent)
+        return parent.children
+
+
+class TimeRole(SphinxRole):
+    """``time``: how long the chapters with these numbers take; ``reading-time`` leaves out the exercises."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        rows = counted(self.text.split())
+        total = sum(reading(row) if self.name == "reading-time" else row.minutes for row in rows)
+        return [nodes.Text(spoken(total))], []
+
+
 def write_lists(app: Sphinx, doctree: nodes.document, page: str) -> None:
     """Put the list of chapters where a page asks for it."""
     for place in list(doctree.findall(ChapterList)):
@@ -139,6 +193,9 @@ def add_head(app: Sphinx, page: str, template: str, context: dict[str, Any], doc
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_node(ChapterList)
     app.add_directive("chapters", ChapterListDirective)
+    app.add_directive("chapter-times", TimesDirective)
+    app.add_role("time", TimeRole())
+    app.add_role("reading-time", TimeRole())
     app.connect("doctree-resolved", write_lists)
     app.connect("html-page-context", add_head)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

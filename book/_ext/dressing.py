@@ -17,7 +17,8 @@ from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx.application import Sphinx
 
 GLOSSARY = "book/glossary"
-LINKED = ("notebooks/", "book/intro", "book/using", "book/guide_corrected", "book/troubleshooting", "book/instructors")
+PAGES = ("intro", "map", "using", "guide_corrected", "troubleshooting", "limits", "trl", "instructors")
+LINKED = ("notebooks/", *(f"book/{page}" for page in PAGES))  # where terms of the glossary become links
 SECTIONS = {"Exercises": "exercises", "Quiz": "quiz", "Recap": "recap"}
 NUMBERED = re.compile(r"\d+\.")
 ANCHOR = re.compile(r'href="[^"]*#((?:term|equation)-[^"]+)"')
