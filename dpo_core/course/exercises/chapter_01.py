@@ -1,4 +1,4 @@
-"""The exercises of chapter 01: mask, log-probability, top-p, and the seam between prompt and answer."""
+"""The exercises of chapter 01: mask, log-probability, and the seam between prompt and answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from dpo_core.course.exercises.base import Exercise
 from dpo_core.data import encode_pair
 from dpo_core.formats.pairs import PreferencePair
-from dpo_core.generate import filter_logits
 from dpo_core.logprobs import sequence_logps, token_logps
 from dpo_core.model import GPT, GPTConfig
 from dpo_core.tokenizer import load_tokenizer
@@ -42,11 +41,11 @@ COMPLETION_MASK = Exercise(
     mistakes={
         "the prompt's last token is marked; index prompt_length is the answer's first token": _marked(-1, 0),
         "the answer's first token is not marked; it stands at index prompt_length": _marked(1, 0),
-        "the end-of-text token is not marked; it is the answer's last, at index length - 1": _marked(0, -1),
+        "the end-of-text token is not marked; it is the answer's last token, at index length - 1": _marked(0, -1),
         "one token of padding is marked; the answer ends before index length": _marked(0, 1),
         "padding is marked": _marked(0, 1_000),
         "the prompt is marked": _marked(-1_000, 0),
-        "what is marked and what is not are exchanged": lambda *arguments: ~_marked(0, 0)(*arguments),
+        "the mask is inverted; the answer is 1, all else 0": lambda *arguments: ~_marked(0, 0)(*arguments),
     },
 )
 
@@ -111,49 +110,14 @@ SEQUENCE_LOGPS = Exercise(
     right=sequence_logps,
     mistakes={
         "the shift is missing; the logits at t predict token t + 1": _without_shift,
-        "it is shifted by two; the logits at t predict token t + 1": _shifted_twice,
-        "the mask was not shifted along with the targets; use mask[:, 1:]": _mask_not_shifted,
+        "the shift is 2, not 1; the logits at t predict token t + 1": _shifted_twice,
+        "the targets are shifted but the mask is not; use mask[:, 1:]": _mask_not_shifted,
         "the mask is not used, so prompt and padding count": _without_mask,
-        "it is the mean over the answer's tokens; the sum is asked for": _mean,
-        "it is the mean over the whole row, padding included; the sum is asked for": _mean_of_row,
-        "it sums logits; take log_softmax first": _raw_logits,
-        "it sums probabilities; take log_softmax in place of softmax": _probabilities,
+        "this is the mean over the answer's tokens; return the sum": _mean,
+        "this is the mean over the whole row, padding included; return the sum": _mean_of_row,
+        "these are sums of logits; take log_softmax first": _raw_logits,
+        "these are sums of probabilities; take log_softmax instead of softmax": _probabilities,
         "the sign is wrong; a log-probability is at most 0": lambda *arguments: -sequence_logps(*arguments),
-    },
-)
-
-
-# Top-p
-
-
-def _top_p_cases() -> list[tuple]:
-    generator = torch.Generator().manual_seed(0)
-    return [((3 * torch.randn(20, generator=generator)).softmax(0), p) for p in (0.3, 0.5, 0.8, 0.95)]
-
-
-def _top_p(probs: Tensor, p: float) -> Tensor:
-    return filter_logits(probs.log(), top_p=p).softmax(0)
-
-
-def _top_p_kept(probs: Tensor, p: float, more: int) -> Tensor:
-    """Apply top-p with ``more`` tokens than there should be."""
-    count = int((_top_p(probs, p) > 0).sum()) + more
-    kept = torch.zeros_like(probs).scatter(0, probs.topk(count).indices, 1.0) * probs
-    return kept / kept.sum()
-
-
-TOP_P = Exercise(
-    cases=_top_p_cases,
-    right=_top_p,
-    mistakes={
-        "the token that crosses p is cut; without it the kept ones hold less than p": lambda probs, p: _top_p_kept(
-            probs, p, -1
-        ),
-        "one token too many is kept": lambda probs, p: _top_p_kept(probs, p, 1),
-        "what is kept does not sum to 1; divide by its sum": lambda probs, p: probs * (_top_p(probs, p) > 0),
-        "the result is sorted; put each probability back at its token's id": lambda probs, p: (
-            _top_p(probs, p).sort(descending=True).values
-        ),
     },
 )
 
@@ -200,8 +164,8 @@ SPLIT_PROMPT = Exercise(
     cases=_seam_cases,
     right=_split_prompt,
     mistakes={
-        "prompt and answer are encoded apart, which gives tokens that the joined text does not have": _split_apart,
-        "it cuts by the prompt's number of tokens; where tokens merge, the answer's first letters go to the prompt": (
+        "prompt and answer are encoded apart, which gives other tokens than the whole text has": _split_apart,
+        "the cut is at the prompt's token count; where tokens merge, the answer's first letters go to the prompt": (
             _split_by_count
         ),
         "the end-of-text token is missing at the answer's end": _without_end(_split_prompt),
@@ -213,6 +177,5 @@ SPLIT_PROMPT = Exercise(
 EXERCISES = {
     "completion_mask": COMPLETION_MASK,
     "sequence_logps": SEQUENCE_LOGPS,
-    "top_p": TOP_P,
     "split_prompt": SPLIT_PROMPT,
 }
