@@ -1,8 +1,7 @@
-"""The exercises of chapter 04: HH-RLHF's text, the length gap, the cut, the split by prompt, and self-agreement."""
+"""The exercises of chapter 04: HH-RLHF's text, the cut, and the split by prompt."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 from dpo_core.course.exercises.base import Exercise
@@ -74,47 +73,6 @@ READ_HH = Exercise(
         "the prompt must end with the marker, which tells the model that it is to answer": _without_marker,
         "the marker stands in the answers; it belongs to the prompt": _with_marker_in_the_answers,
         "the answers begin with white space; strip it, as one rule for all formats puts it back": _unstripped,
-    },
-)
-
-
-# The length gap
-
-
-def _length_cases() -> list[tuple]:
-    return [
-        ([("one two three", "extraordinarily long-winded"), ("a b", "c d"), ("yes", "no it is not"), ("a b c", "d")],),
-        ([("Paris is the capital.", "Paris"), ("It is blue", "It is red"), ("Unbelievably", "a b c")],),
-    ]
-
-
-def _length_counts(pairs: list[tuple[str, str]], length: Callable[[str], int]) -> tuple[int, int, int]:
-    gaps = [length(chosen) - length(rejected) for chosen, rejected in pairs]
-    return sum(gap > 0 for gap in gaps), sum(gap == 0 for gap in gaps), sum(gap < 0 for gap in gaps)
-
-
-def _words(text: str) -> int:
-    return len(text.split())
-
-
-def _ties_as_shorter(pairs: list[tuple[str, str]]) -> tuple[int, int, int]:
-    longer, same, shorter = _length_counts(pairs, _words)
-    return longer, 0, shorter + same
-
-
-def _ties_as_longer(pairs: list[tuple[str, str]]) -> tuple[int, int, int]:
-    longer, same, shorter = _length_counts(pairs, _words)
-    return longer + same, 0, shorter
-
-
-LENGTH_GAP = Exercise(
-    cases=_length_cases,
-    right=lambda pairs: _length_counts(pairs, _words),
-    mistakes={
-        "it compares characters; compare words": lambda pairs: _length_counts(pairs, len),
-        "longer and shorter are exchanged": lambda pairs: _length_counts(pairs, _words)[::-1],
-        "answers of the same length count as shorter; they count by themselves": _ties_as_shorter,
-        "answers of the same length count as longer; they count by themselves": _ties_as_longer,
     },
 )
 
@@ -238,74 +196,8 @@ SPLIT_PROMPTS = Exercise(
 )
 
 
-# Self-agreement
-
-
-def _kappa_cases() -> list[tuple]:
-    table = {("left", "left"): 9, ("left", "right"): 2, ("right", "left"): 4, ("right", "right"): 6, ("tie", "tie"): 1}
-    first, second = (list(side) for side in zip(*Counter(table).elements()))
-    return [
-        (first, second),
-        (["left", "right", "skip", "tie", "left"], ["left", "left", "left", "tie", "skip"]),
-        (["left"] * 6 + ["right"] * 2, ["left"] * 7 + ["right"]),
-        (["left"] * 3, ["left"] * 3),  # nothing to win over chance
-    ]
-
-
-def _kappa(first: list[str], second: list[str], chance: Callable[[Counter, Counter, int], float]) -> float | None:
-    judged = [(a, b) for a, b in zip(first, second) if "skip" not in (a, b)]
-    n = len(judged)
-    agreed = sum(a == b for a, b in judged) / n
-    by_chance = chance(Counter(a for a, _ in judged), Counter(b for _, b in judged), n)
-    return None if by_chance == 1 else round((agreed - by_chance) / (1 - by_chance), 4)
-
-
-def _both_habits(a: Counter, b: Counter, n: int) -> float:
-    return sum(a[verdict] * b[verdict] for verdict in a) / n**2
-
-
-def _one_habit(a: Counter, b: Counter, n: int) -> float:
-    return sum(a[verdict] ** 2 for verdict in a) / n**2
-
-
-def _no_habit(a: Counter, b: Counter, n: int) -> float:
-    return 1 / len(a | b)
-
-
-def _undivided(first: list[str], second: list[str]) -> float:
-    judged = [(a, b) for a, b in zip(first, second) if "skip" not in (a, b)]
-    agreed = sum(a == b for a, b in judged) / len(judged)
-    chance = _both_habits(Counter(a for a, _ in judged), Counter(b for _, b in judged), len(judged))
-    return round(agreed - chance, 4)
-
-
-def _skips_counted(first: list[str], second: list[str]) -> float | None:
-    return _kappa([f"{verdict}." for verdict in first], [f"{verdict}." for verdict in second], _both_habits)
-
-
-KAPPA = Exercise(
-    cases=_kappa_cases,
-    right=lambda first, second: _kappa(first, second, _both_habits),
-    mistakes={
-        "it is the share of agreement; take away what chance would give": lambda first, second: _kappa(
-            first, second, lambda *_: 0.0
-        ),
-        "chance is taken to be the same for all verdicts; it follows how often each was given": lambda first, second: (
-            _kappa(first, second, _no_habit)
-        ),
-        "chance is taken from the first pass alone; multiply both passes' shares of each verdict": (
-            lambda first, second: _kappa(first, second, _one_habit)
-        ),
-        "it is not divided by 1 - chance, the most that can be won over chance": _undivided,
-        "pairs skipped in either pass count; leave them out": _skips_counted,
-    },
-)
-
-
 EXERCISES = {
     "read_hh": READ_HH,
-    "length_gap": LENGTH_GAP,
     "fit": FIT,
     "split_prompts": SPLIT_PROMPTS,
-    "kappa": KAPPA,
 }
