@@ -120,7 +120,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     rewards, values = rewards * mask, values * mask
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     deltas = rewards + gamma * following - values  # (B, T), Eq. 12
-    advantages, later = [], torch.zeros_like(deltas[:, 0])
+    advantages: list[Tensor] = []
+    later = torch.zeros_like(deltas[:, 0])
     for delta in reversed(deltas.unbind(1)):
         later = delta + gamma * lam * later  # (B,), Eq. 11
         advantages.insert(0, later)

@@ -81,7 +81,11 @@ class RLConfig:
         every = {setting for each in METHODS.values() for setting in each.own}
         if odd := [setting for setting in sorted(every - method.own.keys()) if getattr(self, setting) is not None]:
             raise InputError(
-                f"{odd[0]} is {getattr(self, odd[0])}, but the method {name} has no such setting; leave it"
+                f"{odd[0]} is {getattr(self, odd[0])}, but the method {name} has no such setting; leave it out"
+            )
+        if not method.reuses and self.inner_epochs not in (None, 1):
+            raise InputError(
+                f"inner_epochs is {self.inner_epochs}; the method {name} has no ratio, so its answers serve one update"
             )
         low, high = method.samples
         if self.samples_per_prompt is not None and not low <= self.samples_per_prompt <= high:
@@ -104,12 +108,11 @@ class RLConfig:
         """
         method = self.bundle()
         filled: dict[str, Any] = method.own | {
+            "inner_epochs": method.inner_epochs,
             "learning_rate": default_learning_rate(model),
             "samples_per_prompt": max(method.samples[0], min(4, method.samples[1])),
         }
         own = {name: value for name, value in filled.items() if getattr(self, name) is None}
-        if self.inner_epochs is None and "inner_epochs" not in own:
-            own["inner_epochs"] = 1  # reinforce, whose loss holds for the policy that sampled alone
         return replace(self, **own)
 
     def record(self) -> dict[str, Any]:

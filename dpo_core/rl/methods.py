@@ -61,6 +61,8 @@ class Method:
     own: dict[str, float] = field(default_factory=dict)  # settings that not all methods have, with their values
     returns: Callable[[Rollout, RLConfig], Tensor] | None = None  # (B, T) what a critic is to predict, if there is one
     whole_answers: bool = False  # an action is an answer, not a token
+    inner_epochs: int = 1  # updates with the same answers, if the settings do not say
+    reuses: bool = True  # whether the loss also holds for answers of the policy before an update
     samples: tuple[int, int] = (1, 2**31)  # answers to a prompt, at least and at most
 
 
@@ -90,8 +92,8 @@ def reinforce_losses(logps: Tensor, rollout: Rollout, advantages: Tensor, config
 
 def rloo_losses(logps: Tensor, rollout: Rollout, advantages: Tensor, config: RLConfig) -> Tensor:
     """Clip the ratio of whole answers, as TRL does; in the first inner epoch the gradient is REINFORCE's: (B,)."""
-    whole = (masked_sum(each, rollout.mask) for each in (logps, rollout.old_logps))
-    return clipped_surrogate(*whole, advantages[:, 0], config.clip)
+    now, old = (masked_sum(each, rollout.mask) for each in (logps, rollout.old_logps))
+    return clipped_surrogate(now, old, advantages[:, 0], config.clip)
 
 
 # GRPO: the KL stands in the loss, or, without scaling, in the reward
@@ -159,16 +161,24 @@ def online_dpo_losses(logps: Tensor, rollout: Rollout, advantages: Tensor, confi
     """Give both answers of a pair its DPO loss (Guo et al. 2024, arXiv:2402.04792); a tie teaches nothing: (B,)."""
     better = grouped(advantages[:, 0], config)  # (X, 2)
     chosen, rejected = (better.argmax(1, keepdim=True), better.argmin(1, keepdim=True))
-    whole = [grouped(masked_sum(each, rollout.mask), config) for each in (logps, rollout.reference_logps)]
-    four = (each.gather(1, side)[:, 0] for each in whole for side in (chosen, rejected))
-    loss = dpo_loss(*four, config.beta).loss * (better[:, 0] != 0)  # (X,)
+    now, reference = (grouped(masked_sum(each, rollout.mask), config) for each in (logps, rollout.reference_logps))
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected = (
+        each.gather(1, side)[:, 0] for each in (now, reference) for side in (chosen, rejected)
+    )
+    out = dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, config.beta)
+    loss = out.loss * (better[:, 0] != 0)  # (X,)
     return loss.repeat_interleave(2)
 
 
-CLIP = {"clip": 0.2, "inner_epochs": 1}
+CLIP = {"clip": 0.2}
 METHODS = {
     "reinforce": Method(
-        running_baseline_advantages, reinforce_losses, "reward", {"baseline_decay": 0.9}, whole_answers=True
+        running_baseline_advantages,
+        reinforce_losses,
+        "reward",
+        {"baseline_decay": 0.9},
+        whole_answers=True,
+        reuses=False,
     ),
     "rloo": Method(leave_one_out_advantages, rloo_losses, "reward", CLIP, whole_answers=True, samples=(2, 2**31)),
     "grpo": Method(scaled_advantages, grpo_losses, "loss", CLIP, samples=(2, 2**31)),
@@ -177,12 +187,11 @@ METHODS = {
         whitened_advantages,
         ppo_losses,
         "reward",
-        CLIP | {"inner_epochs": 4, "gae_lambda": 0.95, "value_learning_rate": 1e-3},
+        CLIP | {"gae_lambda": 0.95, "value_learning_rate": 1e-3},
         returns=value_targets,
+        inner_epochs=4,
     ),
-    "online_dpo": Method(
-        preferences, online_dpo_losses, "loss", {"inner_epochs": 1}, whole_answers=True, samples=(2, 2)
-    ),
+    "online_dpo": Method(preferences, online_dpo_losses, "loss", whole_answers=True, samples=(2, 2)),
 }
 
 

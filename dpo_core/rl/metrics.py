@@ -67,11 +67,11 @@ def update_metrics(
     >>> update_metrics(now, rollout, torch.ones(1, 1), whole_answers=False, clip=0.2)["policy/clipfrac_avg"]
     tensor([1., 0.])
     """
-    mask, pair = rollout.mask, (logps, rollout.old_logps)
+    mask, old = rollout.mask, rollout.old_logps
     if whole_answers:
-        pair = tuple(masked_sum(each, mask)[:, None] for each in pair)
-        mask = torch.ones_like(pair[0], dtype=torch.bool)
-    ratios = ratio(*pair)[mask]
+        logps, old = masked_sum(logps, mask)[:, None], masked_sum(old, mask)[:, None]
+        mask = torch.ones_like(old, dtype=torch.bool)
+    ratios = ratio(logps, old)[mask]
     metrics = {"val/ratio": ratios, "policy/approxkl_avg": ratios.log() ** 2 / 2}
     if clip:
         sign = advantages.sign().expand(mask.shape)[mask]
