@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from dpo_core.errors import InputError
-from dpo_core.formats.files import read_tensors
+from dpo_core.formats.files import atomic_write, read_tensors
 from dpo_core.metrics import History
 from dpo_core.model import GPT
 from dpo_core.rl.config import RLConfig
@@ -54,6 +54,7 @@ class RLFolder:
         if self.path:
             check_folder(self.path, start)
         self.start = start
+        self.step = 0  # of the last checkpoint
 
     def identify(self, config: RLConfig, key: str, form: str) -> None:
         """Tell this object which run it serves; the methods below need that.
@@ -109,6 +110,7 @@ class RLFolder:
         if self.path:
             record = {"start": self.start, "key": self.key, "form": self.form} | self.config.record()
             write_json(self.path / "config.json", record)
+        self.step = state["step"] if state else 0
         return state
 
     def _load(self, folder: Path, model: GPT, optimizer: torch.optim.AdamW, critic: ValueHead | None) -> dict[str, Any]:
@@ -144,8 +146,19 @@ class RLFolder:
             return "nothing was saved, as the run has no output folder"
         state = {"key": self.key, "config": self.config.record()} | state
         weights = critic.state_dict() if critic else None
+        self.step = state["step"]
         folder = save_checkpoint(self.path, state["step"], model, optimizer, state, weights)
         return f"saved as {folder}, from where train(resume=True) goes on"
+
+    def unsaved(self, step: int) -> bool:
+        """Tell whether steps were taken since the start or the last checkpoint, and there is a folder for another."""
+        return self.path is not None and step != self.step
+
+    def write_history(self, history: History) -> None:
+        """Bring ``history.jsonl`` up to date, so that others can look on."""
+        if self.path:
+            with atomic_write(self.path / "history.jsonl") as partial:
+                history.to_jsonl(partial)
 
     def finish(self, model: GPT, history: History) -> None:
         """Write the final model and the history.

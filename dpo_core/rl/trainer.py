@@ -37,7 +37,7 @@ from dpo_core.rl.objectives import value_loss
 from dpo_core.rl.value import ValueHead
 from dpo_core.runs.checkpoint import fingerprint
 from dpo_core.runs.checks import check_model
-from dpo_core.runs.exits import Interrupt, delayed_interrupt, lasting_output
+from dpo_core.runs.exits import Interrupt, delayed_interrupt, lasting_output, saved_on_error
 from dpo_core.tokenizer import form_of
 
 __all__ = ["RLTrainer", "Score"]
@@ -251,14 +251,15 @@ class RLTrainer:
         config, self.stop = self.config, False
         bar = tqdm(total=config.steps, initial=self.global_step, disable=None if progress else True)
         order = self._order()
-        with bar:
+        with bar, saved_on_error(self.optimizer, interrupted, self._rescue) as moving:
             while self.global_step < config.steps and not self.stop:
                 grad_norm = self.step(next(order))
                 self.global_step += 1
+                moving.clear()
                 bar.update()
                 if self.global_step % config.log_every == 0 or self.global_step == config.steps:
                     self._log(self.sums.means() | {"grad_norm": grad_norm}, progress, callbacks)
-                if config.save_every and self.global_step % config.save_every == 0:
+                if config.save_every and self.global_step % config.save_every == 0 < config.steps - self.global_step:
                     self.save()
                 if interrupted.is_set():
                     raise interrupted.stop(f"stopped after step {self.global_step}; {self.save()}")
@@ -273,6 +274,7 @@ class RLTrainer:
         self.history.log(self.global_step, **row)
         for callback in callbacks:
             self.history.log(self.global_step, **callback(self, self.global_step, self.history.rows[-1]) or {})
+        self.folder.write_history(self.history)
         if progress:
             tqdm.write(reward_line(self.history.rows[-1], self.config.steps))
 
@@ -292,6 +294,9 @@ class RLTrainer:
         state = {"step": self.global_step, "finished": finished, "history": self.history.rows}
         state |= {"sums": asdict(self.sums), "scaler": {}, "baseline": self.baseline}
         return self.folder.save(state, self.model, self.optimizer, self.critic)
+
+    def _rescue(self) -> str:
+        return f"stopped after step {self.global_step}; {self.save()}" if self.folder.unsaved(self.global_step) else ""
 
     def _finish(self) -> None:
         self.save(finished=True)
