@@ -1,15 +1,15 @@
 """Reinforcement learning on answers of the model's own: what DPO does without.
 
-A reward model, the methods from REINFORCE to GRPO in one loop, and best-of-n and preferred-SFT, which need no loop.
+A reward model; the methods from REINFORCE to GRPO in one loop; best-of-n and preferred-SFT, which need no loop. The
+methods differ in what an action is, in what its reward is compared with, and in where the KL divergence from the
+reference stands:
 
-| method | an action is | its advantage is the reward less | the KL stands in | updates per sample |
-|---|---|---|---|---|
-| reinforce | an answer | a running mean | the reward | 1 |
-| rloo | an answer | the mean of the prompt's other answers | the reward | clipped ratio of answers |
-| grpo | a token | the group's mean, over its standard deviation | the loss, as k3 | clipped ratio of tokens |
-| dr_grpo | a token | the group's mean | the reward; with beta 0 nowhere, as in its paper | clipped ratio of tokens |
-| ppo | a token | what the critic expected (GAE) | the reward of each token | clipped ratio of tokens |
-| online_dpo | a pair | - | the loss, as DPO has it | loss of pairs |
+- ``reinforce``: an answer; a running mean of rewards; the KL in the reward.
+- ``rloo``: an answer; the mean of the prompt's other answers; the KL in the reward.
+- ``grpo``: a token; the group's mean, over its standard deviation; the KL in the loss, as k3.
+- ``dr_grpo``: a token; the group's mean; the KL in the reward (with beta 0 nowhere, as in its paper).
+- ``ppo``: a token; what the critic expected; the KL in the reward of each token.
+- ``online_dpo``: a pair of answers; no advantage; the KL in the loss, as DPO has it.
 """
 
 from __future__ import annotations
