@@ -169,6 +169,14 @@ def table(batch):
     return batch.table(batch.targets)
 
 
+def test_each_step_draws_other_answers(make):
+    trainer = make()
+    first = trainer.sample(PROMPTS)
+    trainer.global_step += 1
+    second = trainer.sample(PROMPTS)
+    assert [answer.ids for answer in first] != [answer.ids for answer in second]
+
+
 # The critic
 
 

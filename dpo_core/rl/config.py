@@ -115,6 +115,29 @@ class RLConfig:
         own = {name: value for name, value in filled.items() if getattr(self, name) is None}
         return replace(self, **own)
 
+    @property
+    def patience(self) -> None:
+        """Evaluations after which a run ends: there are none here but those of callbacks, which may stop it."""
+
+    @property
+    def saves(self) -> bool:
+        """Whether checkpoints are written: there is one at the end."""
+        return True
+
+    def save_due(self, step: int, minutes: float) -> bool:
+        """Tell whether to write a checkpoint now.
+
+        Args:
+            step: how many are done.
+            minutes: since the last checkpoint; only steps are counted here.
+        Returns:
+            Never true after the last step, when the trainer writes one anyway.
+
+        >>> [RLConfig(steps=4, save_every=2).save_due(step, minutes=9.0) for step in (1, 2, 4)]
+        [False, True, False]
+        """
+        return self.save_every is not None and step % self.save_every == 0 and step < self.steps
+
     def record(self) -> dict[str, Any]:
         """Convert the settings to a dict that JSON can hold, with the method by its name."""
         return {found.name: getattr(self, found.name) for found in fields(self)} | {"method": method_name(self.method)}

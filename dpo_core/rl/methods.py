@@ -9,7 +9,7 @@ Shapes: B answers, X prompts with K answers each (B = X K, the answers to one pr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dpo_core.rl.config import RLConfig
 
 __all__ = ["METHODS", "Method", "Rollout", "gae_advantages", "method_name"]
+
+PER_ANSWER = ("mask", "scores", "old_logps", "reference_logps", "values")  # of a rollout, a row for each answer
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,7 @@ class Rollout:
 
     def part(self, rows: slice) -> Rollout:
         """Select some of the answers; what belongs to the whole step stays."""
-        parts = {found.name: getattr(self, found.name)[rows] for found in fields(self)[:5]}
-        return replace(self, **parts)
+        return replace(self, **{name: getattr(self, name)[rows] for name in PER_ANSWER})
 
     def rewards(self, beta: float) -> Tensor:
         """Compute (B,) the scores less beta times the answers' log-ratios, ``kl_reward``."""

@@ -30,10 +30,10 @@ from dpo_core.model import GPT
 from dpo_core.rl.advantages import moving_baseline
 from dpo_core.rl.answers import AnswerBatch, answer_logps, answer_states, collate_answers, token_entropy
 from dpo_core.rl.config import RLConfig
-from dpo_core.rl.folder import RLFolder
 from dpo_core.rl.methods import Rollout
 from dpo_core.rl.metrics import answer_metrics, reward_line, update_metrics
 from dpo_core.rl.objectives import value_loss
+from dpo_core.rl.run import RLRun
 from dpo_core.rl.value import ValueHead
 from dpo_core.runs.checkpoint import fingerprint
 from dpo_core.runs.checks import check_model
@@ -88,8 +88,8 @@ class RLTrainer:
         self.model, self.encoding, self.prompts, self.score = model, encoding, [*prompts], score
         self.config = config = config.resolve(model)
         self.method = config.bundle()
-        self.folder = RLFolder(output, model.origin)
-        self.folder.identify(config, fingerprint(model, [], self.prompts), form_of(self.prompts))
+        self.run = RLRun(output, model.origin)
+        self.run.identify(config, "float32", fingerprint(model, [], self.prompts), form_of(self.prompts))
         self.reference = copy.deepcopy(model).requires_grad_(False)
         self.critic = ValueHead(model.config.n_embd).to(model.device) if self.method.returns else None
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -240,7 +240,7 @@ class RLTrainer:
             KeyboardInterrupt: after Ctrl-C, once the step is done and a checkpoint is written; SystemExit after
                 SIGTERM or SIGHUP.
         """
-        with self.folder.locked(), lasting_output():
+        with self.run.locked(), lasting_output():
             self._begin(resume)
             with delayed_interrupt() as interrupted:
                 self._loop(progress, [*callbacks], interrupted)
@@ -259,7 +259,7 @@ class RLTrainer:
                 bar.update()
                 if self.global_step % config.log_every == 0 or self.global_step == config.steps:
                     self._log(self.sums.means() | {"grad_norm": grad_norm}, progress, callbacks)
-                if config.save_every and self.global_step % config.save_every == 0 < config.steps - self.global_step:
+                if self.run.save_due(self.global_step):
                     self.save()
                 if interrupted.is_set():
                     raise interrupted.stop(f"stopped after step {self.global_step}; {self.save()}")
@@ -274,12 +274,15 @@ class RLTrainer:
         self.history.log(self.global_step, **row)
         for callback in callbacks:
             self.history.log(self.global_step, **callback(self, self.global_step, self.history.rows[-1]) or {})
-        self.folder.write_history(self.history)
+        self.run.write_history(self.history)
         if progress:
             tqdm.write(reward_line(self.history.rows[-1], self.config.steps))
 
     def _begin(self, resume: bool | Literal["auto"]) -> None:
-        if state := self.folder.begin(resume, self.global_step == 0, self.model, self.optimizer, self.critic):
+        if found := self.run.begin(resume, self.global_step == 0, self.model, self.optimizer):
+            state, weights = found
+            if self.critic and weights:
+                self.critic.load_state_dict(weights)
             self.global_step, self.history = state["step"], History(state["history"])
             self.sums, self.baseline = MetricSums(**state["sums"]), state["baseline"]
 
@@ -293,13 +296,13 @@ class RLTrainer:
         """
         state = {"step": self.global_step, "finished": finished, "history": self.history.rows}
         state |= {"sums": asdict(self.sums), "scaler": {}, "baseline": self.baseline}
-        return self.folder.save(state, self.model, self.optimizer, self.critic)
+        return self.run.save(state, self.model, self.optimizer, self.critic.state_dict() if self.critic else None)
 
     def _rescue(self) -> str:
-        return f"stopped after step {self.global_step}; {self.save()}" if self.folder.unsaved(self.global_step) else ""
+        return f"stopped after step {self.global_step}; {self.save()}" if self.run.unsaved(self.global_step) else ""
 
     def _finish(self) -> None:
         self.save(finished=True)
         if not adapters(self.model):
             self.model.source = ""  # it is no longer what was loaded
-        self.folder.finish(self.model, self.history)
+        self.run.finish(self.model, self.history)
