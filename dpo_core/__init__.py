@@ -2,7 +2,7 @@
 
 The names below are what most programs need, each loaded when it is first asked for; a module's docstring says what else
 is there. The modules of this folder are the path that the course takes: tokenizer, data, model, logprobs, losses,
-metrics, config, trainer. All else stands in rooms: kernels, formats, methods, lm, runs, trainers, study, cli.
+metrics, config, trainer. All else stands in rooms: kernels, formats, methods, lm, runs, trainers, rl, study, cli.
 """
 
 import os
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dpo_core.methods.lora import LoRAConfig, adapter_off, add_lora, merge_lora
     from dpo_core.metrics import History, log_line, preference_metrics
     from dpo_core.model import GPT, GPTConfig
+    from dpo_core.rl import RewardModel, RLConfig, RLTrainer
     from dpo_core.runs.processes import process_group
     from dpo_core.study.diagnose import diagnose
     from dpo_core.study.evaluate import paired_bootstrap, sample_kl, wilson_interval, win_rate
@@ -52,6 +53,7 @@ _HOMES = {
     "methods.lora": ("LoRAConfig", "adapter_off", "add_lora", "merge_lora"),
     "metrics": ("History", "log_line", "preference_metrics"),
     "model": ("GPT", "GPTConfig"),
+    "rl": ("RLConfig", "RLTrainer", "RewardModel"),
     "runs.processes": ("process_group",),
     "study.diagnose": ("diagnose",),
     "study.evaluate": ("paired_bootstrap", "sample_kl", "wilson_interval", "win_rate"),

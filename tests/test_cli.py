@@ -589,7 +589,7 @@ def test_full_gpu_memory_says_what_to_do(here, pairs, refused, monkeypatch, comm
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("dpo_core.cli.commands._load", full)
+    monkeypatch.setattr("dpo_core.cli.loading.load_model", full)
     assert f"memory is full; {remedy}" in refused(*command.split())
 
 

@@ -125,3 +125,38 @@ def test_the_chapters_code_about_gpt2_runs_on_the_gpu(pretended, hub, chapter):
     said = pretended.run(script, HF_HUB_CACHE=str(hub / "hub"))
     assert "left out" not in said
     assert pretended.operations > 100
+
+
+REINFORCEMENT = """
+import torch
+from tiny import byte_encoding
+from dpo_core.data import EncodedPair
+from dpo_core.formats.pairs import PreferencePair
+from dpo_core.model import GPT, GPTConfig
+from dpo_core.rl import METHODS, RewardConfig, RewardModel, RLConfig, RLTrainer, train_reward
+from dpo_core.rl.best_of import best_of_n
+from dpo_core.rl.reward import scorer
+
+encoding = byte_encoding()
+for device in ("cpu", "cuda"):
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(encoding.n_vocab, 64, 16, 1, 2)).to(device)
+    reward = RewardModel(gpt)
+    pairs = [EncodedPair([70 + i], [80, 81, 256], [90, 256], PreferencePair("", "", "")) for i in range(4)]
+    rows = train_reward(reward, pairs, RewardConfig(batch_size=2, learning_rate=1e-2), pairs).rows
+    found = [round(rows[-1]["eval_loss"], 4)]
+    score = scorer(reward, encoding)
+    for name in METHODS:
+        torch.manual_seed(1)
+        policy = GPT(gpt.config).to(device)
+        config = RLConfig(name, steps=2, prompts_per_step=2, max_new_tokens=4, batch_size=4, log_every=1)
+        trainer = RLTrainer(policy, encoding, ["Why?", "Who are you?"], score, config)
+        found.append(round(trainer.train(progress=False).rows[-1]["objective/entropy"], 3))
+    print(found, round(best_of_n(policy, encoding, ["Why?"], score, 3, max_new_tokens=4).scores.sum().item(), 3))
+"""
+
+
+def test_reinforcement_learning_gives_the_cpus_numbers(pretended):
+    (pretended.folder / "program.py").write_text(REINFORCEMENT, encoding="utf-8")
+    on_cpu, on_gpu = pretended.run(pretended.folder / "program.py").splitlines()
+    assert on_cpu == on_gpu and pretended.operations > 1000

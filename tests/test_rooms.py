@@ -24,6 +24,7 @@ LEVELS = [
     ["runs", "lm"],
     ["trainer"],
     ["trainers"],
+    ["rl"],
     ["study"],
     ["pocket"],
     ["cli"],

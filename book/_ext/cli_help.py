@@ -18,9 +18,11 @@ class CliHelp(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         from dpo_core.cli.flags import build_parser
         from dpo_core.config import DPOConfig
+        from dpo_core.rl.config import RLConfig
+        from dpo_core.rl.reward import RewardConfig
 
         parser = build_parser()
-        for source in (build_parser, DPOConfig):
+        for source in (build_parser, DPOConfig, RLConfig, RewardConfig):
             self.env.note_dependency(str(inspect.getsourcefile(source)))
         commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
         return [self._section(name, command) for name, command in commands.items()]

@@ -12,7 +12,6 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
@@ -24,11 +23,21 @@ from safetensors import SafetensorError
 from dpo_core.cli.diagnosis import run_diagnose
 from dpo_core.cli.flags import build_parser
 from dpo_core.cli.keyboard import KEYS, ask_which, pocket_pairs, sampled_pairs, typed_pairs
-from dpo_core.cli.loading import audit_of, read_files, read_text, tell, undo, writable_file
+from dpo_core.cli.loading import (
+    audit_of,
+    open_model,
+    open_to_train,
+    read_files,
+    read_text,
+    recorded,
+    tell,
+    undo,
+    writable_file,
+)
+from dpo_core.cli.reinforcement import run_reward, run_rl
 from dpo_core.config import DPOConfig, default_learning_rate
 from dpo_core.data import EncodedPair, audit_pairs, same_prompt
 from dpo_core.errors import InputError, printable
-from dpo_core.formats.files import read_json
 from dpo_core.formats.hf_layout import on_hub
 from dpo_core.formats.pairs import Loaded, PreferencePair, add_pair, load_labels, load_pairs, save_pairs
 from dpo_core.generate import Generation, generate
@@ -37,9 +46,10 @@ from dpo_core.kernels.precision import choose
 from dpo_core.lm.pretrain import Document, LMConfig, text_documents, train_lm
 from dpo_core.lm.sft import load_examples, sft_documents
 from dpo_core.logprobs import reference_logps
-from dpo_core.methods.adapter_files import load_model
-from dpo_core.methods.lora import LoRAConfig, adapters, add_lora, count_parameters
+from dpo_core.methods.lora import adapters
 from dpo_core.model import GPT, GPTConfig
+from dpo_core.rl.config import RLConfig
+from dpo_core.rl.reward import RewardConfig
 from dpo_core.runs.checkpoint import list_checkpoints, save_trained, writable_folder, write_json
 from dpo_core.runs.exits import BROKEN_PIPE, discard, lasting_output, say
 from dpo_core.runs.processes import launched, print_error, process_group, rank
@@ -56,9 +66,11 @@ SMALLER = {
     "train": "lower --batch-size (with --grad-accum raised alike the result is the same)",
     "sft": "lower --batch-tokens",
     "pretrain": "lower --batch-tokens",
+    "reward": "lower --batch-size",
+    "rl": "lower --batch-size (the result is the same), or --prompts-per-step",
 }
 
-TRAININGS = ("train", "sft", "pretrain", "pocket")  # what they write is worth more than what they print
+TRAININGS = ("train", "sft", "pretrain", "reward", "rl", "pocket")  # what they write is worth more than what they print
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,53 +123,21 @@ def in_flags(message: str) -> str:
     'lower --batch-size, or choose another --output; --resume goes on from there'
     """
     named = ["prompt_field", "chosen_field", "rejected_field"]
-    settings = "|".join([*named, *(found.name for found in fields(DPOConfig) if "_" in found.name)])
+    every = (found.name for config in (DPOConfig, RewardConfig, RLConfig) for found in fields(config))
+    settings = "|".join([*named, *(name for name in every if "_" in name)])
     message = re.sub(rf"\b({settings})\b", lambda name: f"--{name[0].replace('_', '-')}", message)
     return message.replace("another output folder", "another --output").replace("train(resume=True)", "--resume")
-
-
-def _load(name: str) -> GPT:
-    final = Path(name) / "final"
-    named = name == "pocket" or on_hub(name)
-    of_run = not named and final.is_dir()  # a training's folder stands for the model in it
-    if not named and not of_run and list_checkpoints(Path(name)):
-        raise InputError(
-            f"{name}: the training is not finished; go on with --resume, or name a folder in {name}/checkpoints"
-        )
-    began, finished = _settings(Path(name) / "config.json"), _settings(final / "training.json")
-    if of_run and began and finished and began != finished:
-        raise InputError(
-            f"{name}: the training there is not finished, and {final} is an earlier one's; train again to its end, or"
-            f" name {final}"
-        )
-    return load_model(final if of_run else name)[0]
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    """Read what a training wrote of itself; nothing if it cannot be read."""
-    with suppress(InputError):
-        return read_json(file)
-    return {}
 
 
 def _start_of(model: GPT, flag: str) -> str:
     """Find the name of the model that the training of this one began from."""
     if model.source == "pocket" or on_hub(model.source):
         raise InputError(f"{model.source} was not trained here; name what to compare with: {flag} MODEL")
-    start = _recorded(model).get("start")
+    start = recorded(model).get("start")
     if start and isinstance(start, str):
         return start
     record = Path(model.source).absolute().parent / "config.json"
     raise InputError(f"{model.source}: {record} does not say what the training began from; name it: {flag} MODEL")
-
-
-def _recorded(model: GPT) -> dict[str, Any]:
-    """Read what the training of this model wrote of itself: beside the model, or in the folder of the run."""
-    if model.source == "pocket" or on_hub(model.source):
-        return {}
-    folder = Path(model.source).absolute()
-    files = (folder / "training.json", *[parent / "config.json" for parent in folder.parents][:2])
-    return next((record for record in map(_settings, files) if record.get("start") is not None), {})
 
 
 # Preference pairs
@@ -223,23 +203,13 @@ def _answered_pairs(args: argparse.Namespace) -> Iterator[PreferencePair]:
     def prefers(first: Generation, second: Generation) -> int:
         return judge.prefers(plain[first.prompt], first.text, second.text, args.noise, rng)
 
-    model = _load(args.from_model)
-    asked = [in_form(prompt, _recorded(model).get("form")) for prompt in prompts]
+    model = open_model(args.from_model)
+    asked = [in_form(prompt, recorded(model).get("form")) for prompt in prompts]
     plain = dict(zip(asked, prompts))  # as the judge knows them
     return sampled_pairs(model, asked, ask_which if args.ask else prefers, args.seed)
 
 
 # Training
-
-
-def _to_train(args: argparse.Namespace) -> GPT:
-    """Load the model to train, with an adapter where asked for."""
-    model = _load(args.model)
-    if args.lora:
-        add_lora(model, LoRAConfig(rank=args.lora), args.seed)
-        trained, every = count_parameters(model)
-        print(f"adapter of rank {args.lora}: {trained:,} parameters are trained, of {every:,}")
-    return model
 
 
 def _pretrain(args: argparse.Namespace) -> None:
@@ -254,7 +224,7 @@ def _pretrain(args: argparse.Namespace) -> None:
 def _sft(args: argparse.Namespace) -> None:
     examples = read_files(load_examples, args, args.data)
     tell(examples)
-    model = _to_train(args)
+    model = open_to_train(args)
     learning_rate = args.learning_rate or default_learning_rate(model, small=3e-4, published=2e-5)
     encoding, context = load_tokenizer(model.config.tokenizer), model.config.n_positions
     documents = sft_documents(encoding, examples, context)
@@ -287,7 +257,7 @@ def _train(args: argparse.Namespace) -> None:
     pairs: Any = read_files(load, args, args.data)
     val_pairs: Any = read_files(load, args, args.val) if args.val else None
     callbacks = [REPORTS[name](args.output) for name in dict.fromkeys(args.report_to)]
-    model = _to_train(args)
+    model = open_to_train(args)
     trainer = kind(model, load_tokenizer(model.config.tokenizer), pairs, config, args.output, val_pairs)
     print(trainer.audit.report())
     if trainer.val_audit:
@@ -332,11 +302,11 @@ def _pocket(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    models = [_load(args.model)]
+    models = [open_model(args.model)]
     if args.compare:
-        models.insert(0, _load(_start_of(models[0], "--compare") if args.compare == "start" else args.compare))
+        models.insert(0, open_model(_start_of(models[0], "--compare") if args.compare == "start" else args.compare))
     settings = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")}
-    form = "plain" if args.plain else _recorded(models[-1]).get("form")  # one for all, as answers are compared
+    form = "plain" if args.plain else recorded(models[-1]).get("form")  # one for all, as answers are compared
     prompts = [in_form(prompt, form) for prompt in args.prompt]
     if form == "dialogue":
         print(f"{models[-1].source} was trained on dialogues, and is asked in one; with --plain it is not")
@@ -353,8 +323,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     pairs = read_files(load_pairs, args, args.data) if args.data else Loaded()
     if args.json:
         writable_file(args.json)
-    policy = _load(args.model)
-    reference = _load(_start_of(policy, "--reference") if args.reference == "start" else args.reference)
+    policy = open_model(args.model)
+    reference = open_model(_start_of(policy, "--reference") if args.reference == "start" else args.reference)
     if policy.config.tokenizer != reference.config.tokenizer:
         raise InputError(f"{policy.source} and {reference.source} have different tokenizers; compare like with like")
     if policy.config.tokenizer != "pocket" and not pairs:
@@ -393,6 +363,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "pretrain": _pretrain,
     "sft": _sft,
     "train": _train,
+    "reward": run_reward,
+    "rl": run_rl,
     "generate": _generate,
     "evaluate": _evaluate,
     "diagnose": run_diagnose,

@@ -14,6 +14,8 @@ from dpo_core.errors import InputError
 from dpo_core.formats.hf_layout import PUBLISHED
 from dpo_core.formats.settings import COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Kind, Setting
 from dpo_core.methods.family import LOSSES, loss_name, own_settings
+from dpo_core.rl.config import RLConfig
+from dpo_core.rl.reward import RewardConfig
 from dpo_core.study.report import REPORTS
 
 __all__ = ["build_parser"]
@@ -130,6 +132,10 @@ def build_parser() -> argparse.ArgumentParser:
         add("--batch-tokens", type=_Read(COUNT), default=2048, help="tokens per step; lower it if memory runs out")
         add("--seed", type=_Read(SEED), default=0, help="of weights and order")
 
+    def resumable(add: Callable[..., argparse.Action]) -> None:
+        text = "go on from the last checkpoint in --output; with auto, start if there is none"
+        add("--resume", nargs="?", const=True, default=False, choices=["auto"], metavar="auto", help=text)
+
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "metavar": "FILE"}
 
     def named(add: Callable[..., argparse.Action]) -> None:
@@ -191,13 +197,34 @@ def build_parser() -> argparse.ArgumentParser:
     lora(add)
     add("--output", type=Path, default=Path("dpo_checkpoints"), help="folder of the run")
     add("--val", **several, help="validation pairs, instead of a share of --data")
-    resume = "go on from the last checkpoint in --output; with auto, start if there is none"
-    add("--resume", nargs="?", const=True, default=False, choices=["auto"], metavar="auto", help=resume)
+    resumable(add)
     reports = "show the rows in tensorboard or wandb, too, which have to be installed; may be given more than once"
     add("--report-to", action="append", default=[], choices=[*REPORTS], help=reports)
     train = commands.choices["train"]
     train.usage, train.epilog = "python -m dpo_core train --data FILE [settings]", _family()
     _add_settings(train, DPOConfig)
+
+    add = command("reward", "Train a reward model on preference pairs.")
+    add("--data", **several, required=True, help=pairs)
+    named(add)
+    model(add)
+    add("--output", type=Path, default=Path("reward_model"), help="folder of the reward model")
+    reward = commands.choices["reward"]
+    reward.usage = "python -m dpo_core reward --data FILE [settings]"
+    _add_settings(reward, RewardConfig)
+
+    add = command("rl", "Train on answers of the model's own, by the scores of a judge or a reward model.")
+    model(add)
+    lora(add)
+    asked = "a text file, one prompt a line; if not given, the questions of the pocket world that are not held out"
+    add("--prompts", type=Path, metavar="FILE", help=asked)
+    scored = "judge, who knows the pocket world, or the folder of a reward model"
+    add("--reward", default="judge", metavar="REWARD", help=scored)
+    add("--output", type=Path, default=Path("rl_checkpoints"), help="folder of the run")
+    resumable(add)
+    rl = commands.choices["rl"]
+    rl.usage = "python -m dpo_core rl [settings]"
+    _add_settings(rl, RLConfig)
 
     add = command("generate", "Answer prompts.")
     model(add)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,26 @@ import tiktoken
 
 from dpo_core.data import Audit, audit_pairs
 from dpo_core.errors import InputError
+from dpo_core.formats.files import read_json
+from dpo_core.formats.hf_layout import on_hub
 from dpo_core.formats.pairs import LabelledAnswer, Loaded, PreferencePair, take_back
-from dpo_core.runs.checkpoint import writable_folder
+from dpo_core.methods.adapter_files import load_model
+from dpo_core.methods.lora import LoRAConfig, add_lora, count_parameters
+from dpo_core.model import GPT
+from dpo_core.runs.checkpoint import list_checkpoints, writable_folder
 from dpo_core.trainers.kto import audit_labels
 
-__all__ = ["audit_of", "read_files", "read_text", "tell", "undo", "writable_file"]
+__all__ = [
+    "audit_of",
+    "open_model",
+    "open_to_train",
+    "read_files",
+    "read_text",
+    "recorded",
+    "tell",
+    "undo",
+    "writable_file",
+]
 
 
 def writable_file(path: Path) -> None:
@@ -64,3 +80,50 @@ def audit_of(found: Sequence[Any], encoding: tiktoken.Encoding, max_length: int)
     """Audit pairs or labelled answers, as training would."""
     audit: Callable[..., Audit] = audit_labels if isinstance(found[0], LabelledAnswer) else audit_pairs
     return audit(found, encoding, max_length)
+
+
+# Models
+
+
+def open_model(name: str) -> GPT:
+    """Load a model by a name or a folder, that of a finished training included."""
+    final = Path(name) / "final"
+    named = name == "pocket" or on_hub(name)
+    of_run = not named and final.is_dir()  # a training's folder stands for the model in it
+    if not named and not of_run and list_checkpoints(Path(name)):
+        raise InputError(
+            f"{name}: the training is not finished; go on with --resume, or name a folder in {name}/checkpoints"
+        )
+    began, finished = record_in(Path(name) / "config.json"), record_in(final / "training.json")
+    if of_run and began and finished and began != finished:
+        raise InputError(
+            f"{name}: the training there is not finished, and {final} is an earlier one's; train again to its end, or"
+            f" name {final}"
+        )
+    return load_model(final if of_run else name)[0]
+
+
+def open_to_train(args: argparse.Namespace) -> GPT:
+    """Load the model to train, with an adapter where asked for."""
+    model = open_model(args.model)
+    if args.lora:
+        add_lora(model, LoRAConfig(rank=args.lora), args.seed)
+        trained, every = count_parameters(model)
+        print(f"adapter of rank {args.lora}: {trained:,} parameters are trained, of {every:,}")
+    return model
+
+
+def recorded(model: GPT) -> dict[str, Any]:
+    """Read what the training of this model wrote of itself: beside the model, or in the folder of the run."""
+    if model.source == "pocket" or on_hub(model.source):
+        return {}
+    folder = Path(model.source).absolute()
+    files = (folder / "training.json", *[parent / "config.json" for parent in folder.parents][:2])
+    return next((record for record in map(record_in, files) if record.get("start") is not None), {})
+
+
+def record_in(file: Path) -> dict[str, Any]:
+    """Read what a training wrote of itself; nothing if it cannot be read."""
+    with suppress(InputError):
+        return read_json(file)
+    return {}

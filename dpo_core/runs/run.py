@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -39,7 +39,25 @@ from dpo_core.runs.checks import check_folder, check_resumable, check_room
 from dpo_core.runs.exits import lasting_output
 from dpo_core.runs.processes import any_rank, rank, world_size
 
-__all__ = ["Run"]
+__all__ = ["Run", "Settings"]
+
+
+class Settings(Protocol):
+    """What a run wants to know of the settings of its training, ``DPOConfig`` or ``RLConfig``."""
+
+    @property
+    def patience(self) -> int | None:
+        """After how many evaluations that are no better the training ends."""
+
+    @property
+    def saves(self) -> bool:
+        """Whether checkpoints are written."""
+
+    def save_due(self, step: int, minutes: float) -> bool:
+        """Tell whether to write a checkpoint now."""
+
+    def record(self) -> dict[str, Any]:
+        """Convert the settings to a dict that JSON can hold."""
 
 
 class Run:
@@ -75,7 +93,7 @@ class Run:
         kept = kept_precision(self.folder) if self.folder and asked == "auto" else None
         return kept or asked
 
-    def identify(self, config: DPOConfig, precision: str, key: str, form: str = "plain") -> None:
+    def identify(self, config: Settings, precision: str, key: str, form: str = "plain") -> None:
         """Tell this object which run it serves; the methods below need that.
 
         Args:
@@ -162,6 +180,7 @@ class Run:
         self, folder: Path, model: GPT, optimizer: torch.optim.AdamW
     ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
         state = read_state(folder)
+        assert isinstance(self.config, DPOConfig)
         check_resumable(folder, state, self.config, self.precision, self.key)
         best = load_best(folder, model) if self.config.patience else None
         if self.config.patience and not best:

@@ -9,7 +9,7 @@ WORLD = [
     mistake(
         "an older model passes for an unfinished run's",
         "cli",
-        "dpo_core.cli.commands:_load",
+        "dpo_core.cli.loading:open_model",
         never("_b != _f"),
     ),
     mistake(
