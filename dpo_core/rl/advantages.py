@@ -19,7 +19,7 @@ EPSILON = 1e-4  # TRL's, which keeps groups of equal rewards from a division by 
 
 @torch.no_grad()
 def reinforce_advantages(rewards: Tensor, baseline: Tensor | float | None = None) -> Tensor:
-    """Subtract a baseline that is the same for all answers (Williams 1992, doi:10.1007/BF00992696, section 4).
+    """Subtract a baseline that is the same for all answers (Williams 1992, doi:10.1007/BF00992696).
 
     Args:
         rewards: (B,) or of another shape.
@@ -56,7 +56,7 @@ def moving_baseline(baseline: float | None, rewards: Tensor, decay: float) -> fl
 def rloo_advantages(rewards: Tensor) -> Tensor:
     """Subtract from each reward the mean of the others of its prompt.
 
-    REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, section 2.2).
+    REINFORCE leave-one-out (Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740).
 
     Args:
         rewards: (X, K), the answers to one prompt in a row.
