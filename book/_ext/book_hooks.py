@@ -45,7 +45,7 @@ def offer_report(app: Any, page: str, template: str, context: dict[str, Any], do
     if address and "github.com" in address:
         target = f"{address}/issues/new?title={quote(f'Mistake on the page {page}')}"
     else:
-        target = context["pathto"]("book/using") + "#found-a-mistake"
+        target = context["pathto"]("book/using").removesuffix("#") + "#found-a-mistake"  # "#" on that page itself
     context["theme_extra_footer"] = f'<p><a href="{escape(target)}">Report a mistake on this page</a></p>'
 
 
