@@ -301,7 +301,7 @@ def test_a_term_is_explained_beside_it(visit):
 
 def test_an_equation_is_shown_beside_its_number(visit):
     page = visit(DERIVING).page
-    number = page.locator("article a:not(.headerlink)[href='#equation-eq-derive-bt']").first
+    number = page.locator("article a:not(.headerlink)[href='#equation-eq-derive-bt']:visible").first
     number.hover()
     page.locator("#course-tip mjx-container mjx-math").wait_for()
     said = "mjx-container mjx-assistive-mml"
