@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import save_small_model
 
 from dpo_core.cli import main
 from dpo_core.cli.keyboard import ask_which
@@ -26,8 +27,8 @@ from dpo_core.formats.tables import LONGEST
 from dpo_core.generate import Generation
 from dpo_core.methods.adapter_files import load_merged, save_adapter
 from dpo_core.methods.lora import add_lora
-from dpo_core.model import GPT, GPTConfig
-from dpo_core.tokenizer import load_tokenizer, read_encoding
+from dpo_core.model import GPT
+from dpo_core.tokenizer import read_encoding
 
 GOOD = '{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}\n'
 
@@ -142,11 +143,7 @@ DATA: dict[str, tuple[str | bytes, str, str, str]] = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A folder with a small random model that speaks the pocket vocabulary."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    GPT(GPTConfig(load_tokenizer("pocket").n_vocab, 256, 16, 1, 2, tokenizer="pocket")).save_pretrained(folder)
-    return folder
+    return save_small_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

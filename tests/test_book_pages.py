@@ -7,6 +7,7 @@ import chapters
 import course_map
 import dressing
 import measured
+import nbformat
 import pytest
 from docutils import nodes
 from docutils.core import publish_doctree
@@ -78,6 +79,29 @@ def test_times_follow_the_rule():
     (row,) = chapters.counted(["05"])
     assert row.chapter.startswith("05_") and 0 < chapters.reading(row) < row.minutes
     assert (chapters.spoken(23), chapters.spoken(164), chapters.spoken(480)) == ("25 minutes", "2 h 45 min", "8 h")
+
+
+def test_what_a_reader_does_not_see_is_not_counted(tmp_path):
+    """Two words, one verdict, one long cell and one exercise; what is hidden, and code in a text, do not count."""
+    said = [nbformat.v4.new_output("stream", text="right: True\n")]
+    hidden = {"tags": ["hide-cell"]}
+    cells = [
+        nbformat.v4.new_markdown_cell("# `code` Two words\n\n$x$ [](https://example.org/a)"),
+        nbformat.v4.new_markdown_cell("**1. Mean.**"),
+        nbformat.v4.new_markdown_cell("**1.**"),  # a question of a quiz
+        nbformat.v4.new_code_cell("x\n" * 31, outputs=said),
+        nbformat.v4.new_code_cell("x\n" * 31, outputs=said, metadata=hidden),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "11_some.ipynb")
+    row = chapters.count(tmp_path / "11_some.ipynb")
+    assert (row.words, row.verdicts, row.cells, row.long, row.exercises, row.said) == (3, 1, 1, 1, 1, 0)
+
+
+@pytest.mark.parametrize("path", sorted(chapters.NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_chapters_head_says_the_time_of_the_rule(path):
+    """Within a fifth; ``python -m tools.book_counts`` prints both."""
+    row = chapters.count(path)
+    assert abs(row.said - row.minutes) <= 0.2 * row.minutes
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import sys
 import pytest
 import torch
 from safetensors import SafetensorError
-from tiny import byte_encoding
+from tiny import byte_encoding, save_small_model
 
 from dpo_core.cli import main
 from dpo_core.cli.flags import build_parser
 from dpo_core.formats.pairs import PreferencePair, load_pairs, save_pairs
 from dpo_core.generate import generate
-from dpo_core.model import GPT, GPTConfig
+from dpo_core.model import GPT
 from dpo_core.pocket.judge import PocketJudge
 from dpo_core.pocket.world import questions
 from dpo_core.tokenizer import ENCODINGS, load_tokenizer
@@ -26,12 +26,7 @@ LINE = re.compile(r"step {1,5}\d+ \| loss: \d+\.\d{4} \| reward_margin: [+-]\d+\
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A folder with a small random model that speaks the pocket vocabulary."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    tokens = load_tokenizer("pocket").n_vocab
-    GPT(GPTConfig(tokens, 256, 16, 1, 2, tokenizer="pocket")).save_pretrained(folder)
-    return str(folder)
+    return str(save_small_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture

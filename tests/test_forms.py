@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
+from tiny import save_small_model
 
 from dpo_core.cli import main
 from dpo_core.formats.pairs import PreferencePair, load_pairs
-from dpo_core.model import GPT, GPTConfig
 from dpo_core.pocket.judge import PocketJudge
 from dpo_core.tokenizer import form_of, in_form
 
@@ -41,10 +40,7 @@ def test_a_question_becomes_a_dialogue_and_a_dialogue_stays_one(prompt, asked):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A small random model that speaks the pocket vocabulary."""
-    torch.manual_seed(0)
-    GPT(GPTConfig(4096, 128, 16, 1, 2, tokenizer="pocket")).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_small_model(tmp_path / "model")
 
 
 @pytest.fixture

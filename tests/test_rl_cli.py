@@ -3,23 +3,16 @@
 import json
 
 import pytest
-import torch
+from tiny import save_small_model
 
 from dpo_core.cli import main
 from dpo_core.formats.pairs import PreferencePair, save_pairs
-from dpo_core.model import GPT, GPTConfig
 from dpo_core.rl.reward import RewardModel
-from dpo_core.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A folder with a small random model that speaks the pocket vocabulary."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    tokens = load_tokenizer("pocket").n_vocab
-    GPT(GPTConfig(tokens, 256, 16, 1, 2, tokenizer="pocket")).save_pretrained(folder)
-    return str(folder)
+    return str(save_small_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture

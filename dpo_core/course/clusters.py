@@ -1,21 +1,28 @@
-"""A share with an interval over groups, for answers that are not independent, such as pairs of the same prompt."""
+"""Student's t, and a share with an interval over groups, for answers that are not independent, as to one prompt."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
-__all__ = ["share_over_groups"]
+__all__ = ["share_over_groups", "student_t"]
+
+FEW = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}  # where the series is not exact enough
 
 
 def student_t(freedom: int) -> float:
-    """Approximate the two-sided 95 % point of Student's t, to three digits from 4 degrees of freedom on.
+    """Compute the two-sided 95 % point of Student's t to three digits.
 
-    It is the series of Cornish and Fisher in powers of one over the degrees.
+    From 6 degrees of freedom on it is the series of Cornish and Fisher in powers of one over the degrees.
 
-    >>> [round(student_t(freedom), 2) for freedom in (4, 7, 23)]
-    [2.77, 2.36, 2.07]
+    Args:
+        freedom: degrees of freedom; for a mean, one less than there are values.
+
+    >>> [round(student_t(freedom), 2) for freedom in (1, 4, 7, 23)]
+    [12.71, 2.78, 2.36, 2.07]
     """
+    if freedom in FEW:
+        return FEW[freedom]
     z = 1.959964
     terms = (
         (z**3 + z) / 4,

@@ -16,6 +16,7 @@ from itertools import islice
 
 import torch
 
+from dpo_core.course.clusters import student_t
 from dpo_core.course.records import read_record
 from dpo_core.generate import generate
 from dpo_core.lm.pretrain import language_model_loss
@@ -146,15 +147,14 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Average a few seeds' values, with the 95 % interval of the mean by Student's t.
 
     Args:
-        values: two to six.
+        values: two or more.
     Returns:
         Mean, lower and upper end.
 
     >>> interval([1.0, 2.0, 3.0])
     (2.0, -0.484..., 4.484...)
     """
-    t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}[len(values)]
-    mean, half = statistics.mean(values), t * statistics.stdev(values) / len(values) ** 0.5
+    mean, half = statistics.mean(values), student_t(len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return mean, mean - half, mean + half
 
 
